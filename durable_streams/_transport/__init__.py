@@ -1,0 +1,1 @@
+"""One HTTP exchange: the interface and its implementations. Each imports its HTTP library on first use."""
