@@ -30,7 +30,6 @@ from ..errors import Phase
 T = TypeVar("T")
 
 
-
 class Kind(Enum):
     """What a request is for: decides about its time limits and about what may be retried."""
 

@@ -1,0 +1,24 @@
+"""Both event loops for every async test, and the strictest settings of each."""
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(("asyncio", {"debug": True}), id="asyncio"),
+        pytest.param(("trio", {"strict_exception_groups": True}), id="trio"),
+    ]
+)
+def anyio_backend(request: pytest.FixtureRequest) -> object:
+    """The loop that an async test runs on."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind() -> Iterator[None]:
+    """Collect garbage after each test, so that a leaked socket or coroutine fails the test that leaked it."""
+    yield
+    gc.collect()
