@@ -1,0 +1,1 @@
+"""What type checkers are asked about the public names."""
