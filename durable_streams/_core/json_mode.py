@@ -1,0 +1,217 @@
+"""JSON mode: bodies to items, items to bodies. The only module that knows orjson.
+
+orjson is fast and strict, and deviates from JSON in three ways that this module mends: integers beyond 64 bits become
+floats, nesting ends at 1024 levels, and lone surrogates and numbers beyond a double's range are refused. Such texts go
+to the standard library, which is slower; everything else pays only for a search that rules out long integers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+import orjson
+
+from ..errors import InvalidArgumentError, ParseError
+from .text import preview
+
+_BOM = b"\xef\xbb\xbf"
+_SPACE = b" \t\r\n"
+_EMPTY = re.compile(rb"[ \t\r\n]*+(?:\[[ \t\r\n]*+\][ \t\r\n]*+)?")
+
+# An integer that orjson would round: 20 digits, or 19 and a minus. Inside a string it costs time and does no harm.
+_LONG_INTEGER = re.compile(rb"(?<![0-9.eE+])(?:-[0-9]{19}|[0-9]{20})[0-9]*+(?![0-9.eE])")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value")
+
+
+_decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _loads(text: bytes) -> Any:
+    """Decode one JSON text. Raises ValueError or RecursionError."""
+    if not _LONG_INTEGER.search(text):
+        try:
+            return orjson.loads(text)
+        except orjson.JSONDecodeError as error:
+            refusal = error
+        try:
+            return _decoder.decode(text.decode("utf-8"))
+        except ValueError:
+            raise refusal from None
+    return _decoder.decode(text.decode("utf-8"))
+
+
+def decode_items(
+    parts: Iterable[bytes],
+    *,
+    loads: Callable[[bytes], Any] | None = None,
+    offset: str | None = None,
+    url: str | None = None,
+) -> list[Any]:
+    """Decode the items of a batch (specification: client 9.1).
+
+    Args:
+        parts: JSON texts. An array stands for its elements, any other value for itself, a blank text for nothing.
+        loads: Decoder to use instead of ours. It gets one text without byte order mark, and refuses it with a
+            `ValueError`.
+        offset: Offset of the batch, for the error.
+        url: URL of the stream, for the error.
+
+    Raises:
+        ParseError: if a text cannot be decoded.
+    """
+    decode = loads or _loads
+    items: list[Any] = []
+    for part in parts:
+        text = part.removeprefix(_BOM)
+        if not text or (text.isspace() and not text.strip(_SPACE)):
+            continue
+        try:
+            value = decode(text)
+        except (ValueError, RecursionError) as error:
+            value = _decode_again(decode, text, error, offset, url)
+        if not isinstance(value, list):
+            items.append(value)
+        elif items:
+            items += value
+        else:
+            items = value
+    return items
+
+
+def _decode_again(
+    decode: Callable[[bytes], Any], text: bytes, error: Exception, offset: str | None, url: str | None
+) -> Any:
+    """Decode a text without the comma before its last bracket, which an example of the protocol has."""
+    stripped = text.strip(_SPACE)
+    if stripped.startswith(b"[") and stripped.endswith(b"]"):
+        inner = stripped[1:-1].rstrip(_SPACE)
+        if inner.endswith(b",") and inner[:-1].strip(_SPACE):
+            try:
+                return decode(b"[%b]" % inner[:-1])
+            except (ValueError, RecursionError) as again:
+                error = again
+    where = "batch" if offset is None else f"batch at offset {offset!r}"
+    reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    raise ParseError(f"{where} is not valid JSON: {reason}", preview=preview(text), offset=offset, url=url) from error
+
+
+def encode_item(value: Any) -> bytes:
+    """Encode one item as compact JSON.
+
+    Beyond JSON's own types it takes what orjson takes: dataclasses, enums, dates and times, UUIDs.
+
+    Raises:
+        InvalidArgumentError: if the value has a NaN, an infinity, a lone surrogate or a cycle, or is too deep.
+        TypeError: if a part of it cannot be encoded; the message names its type.
+    """
+    try:
+        text = orjson.dumps(value)
+    except TypeError:
+        _check_keys(value)
+        return _encode_slowly(value)
+    if b"null" in text:  # orjson writes it for NaN too
+        _encode_slowly(value)
+    return text
+
+
+def _encode_slowly(value: Any) -> bytes:
+    try:
+        return _encoder.encode(value).encode("utf-8")
+    except RecursionError:
+        raise InvalidArgumentError("item is nested too deeply for JSON") from None
+    except ValueError as error:
+        raise InvalidArgumentError(f"item cannot be encoded as JSON: {error}") from None
+
+
+def _check_keys(value: Any) -> None:
+    """Refuse keys that the standard library would turn into text without a word."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"item cannot be encoded as JSON: a key is of type {type(key).__name__}, not str")
+            _check_keys(child)
+    elif isinstance(value, (list, tuple)):
+        for child in value:
+            _check_keys(child)
+
+
+def _plain(value: Any) -> Any:
+    """What the standard library needs to know of the types that orjson adds."""
+    if is_dataclass(value) and not isinstance(value, type):
+        plain = {f.name: getattr(value, f.name) for f in fields(value) if not f.name.startswith("_")}
+        _check_keys(plain)
+        return plain
+    if isinstance(value, Enum):
+        return value.value
+    try:
+        return orjson.loads(orjson.dumps(value))
+    except TypeError:
+        raise TypeError(f"item cannot be encoded as JSON: it has a {type(value).__name__}") from None
+
+
+_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
+
+
+def check_item(text: bytes, *, validate: bool = False) -> None:
+    """Check an item that the caller has encoded.
+
+    Args:
+        text: One JSON text in UTF-8.
+        validate: Whether to parse it too. The server does so in any case.
+
+    Raises:
+        InvalidArgumentError: if it is blank, or with `validate` if it is not one JSON text.
+    """
+    if not text or (text.isspace() and not text.strip(_SPACE)):
+        raise InvalidArgumentError("item must be one JSON text, got a blank one")
+    if validate:
+        try:
+            _loads(text)
+        except (ValueError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            raise InvalidArgumentError(f"item must be one JSON text, got {preview(text)!r}: {reason}") from error
+
+
+def frame(items: Sequence[bytes]) -> bytes:
+    """One JSON array of these JSON texts."""
+    return b"[%b]" % b",".join(items)
+
+
+def is_empty(body: bytes) -> bool:
+    """Whether a body holds no item: it is blank or an empty array. Looks no further than the first item."""
+    return _EMPTY.fullmatch(body) is not None
+
+
+def join_arrays(parts: Iterable[bytes], *, offset: str | None = None, url: str | None = None) -> bytes:
+    """One JSON array text with the items of all these JSON texts, each as it stands.
+
+    The parts count as in `decode_items`. Arrays are not parsed, only their brackets are looked at: decode the result,
+    or trust the server.
+
+    Raises:
+        ParseError: if an array does not end in its bracket, or a text that is no array is not valid JSON.
+    """
+    inner: list[bytes] = []
+    for part in parts:
+        text = part.removeprefix(_BOM).strip(_SPACE)
+        if text.startswith(b"["):
+            if len(text) < 2 or not text.endswith(b"]"):
+                _loads_part(text, offset, url)
+            text = text[1:-1].strip(_SPACE)
+        elif text:
+            _loads_part(text, offset, url)
+        if text:
+            inner.append(text)
+    return frame(inner)
+
+
+def _loads_part(text: bytes, offset: str | None, url: str | None) -> None:
+    decode_items((text,), offset=offset, url=url)
