@@ -1,1 +1,131 @@
-"""Durable streams for Python."""
+"""Durable streams for Python: append-only logs behind URLs, read from any position and followed live.
+
+Reading:      `stream`, or `DurableStream.stream`; both give a `StreamResponse`
+Writing:      `DurableStream`
+Positions:    `Checkpoint`
+Policies:     `BackoffOptions`, `SSEResilience`
+Errors:       one tree below `DurableStreamError`, drawn in `durable_streams.errors`
+Transports:   `ASGITransport` talks to an application in the same process; others are chosen by the running loop
+
+`durable_streams.server` has a server to run or embed, `durable_streams.testing` what tests need.
+"""
+
+# Refuse to be half of another distribution before anything is imported.
+from ._collision import refuse_collision
+
+refuse_collision()
+
+# Reading
+from ._client.stream import stream as stream
+from ._client.stream import StreamSession as StreamSession
+from ._client.response import StreamResponse as StreamResponse
+from ._client.response import BatchIterator as BatchIterator
+from ._client.response import ItemIterator as ItemIterator
+from ._client.response import ReadStatistics as ReadStatistics
+from ._client.batches import Batch as Batch
+from ._client.batches import BytesBatch as BytesBatch
+from ._client.batches import JsonBatch as JsonBatch
+from ._client.batches import TextBatch as TextBatch
+
+# Writing
+from ._client.handle import DurableStream as DurableStream
+from ._client.results import AppendResult as AppendResult
+from ._client.results import CloseResult as CloseResult
+from ._client.results import CreateResult as CreateResult
+from ._client.results import DeleteResult as DeleteResult
+from ._client.results import HeadResult as HeadResult
+from ._client.results import ProducerStamp as ProducerStamp
+from ._client.results import Result as Result
+
+# Positions
+from ._core.checkpoint import Checkpoint as Checkpoint
+
+# Policies
+from ._client.context import HeaderValue as HeaderValue
+from ._client.context import OnError as OnError
+from ._client.context import ParamValue as ParamValue
+from ._client.context import Recovery as Recovery
+from ._core.backoff import BackoffOptions as BackoffOptions
+from ._core.exchange import RetryDetails as RetryDetails
+from ._core.read_session import SSEResilience as SSEResilience
+
+# Transports
+from ._transport.base import Exchange as Exchange
+from ._transport.base import Timeouts as Timeouts
+from ._transport.base import Transport as Transport
+from ._transport.asgi import ASGITransport as ASGITransport
+
+# Errors
+from .errors import AlreadyClosedError as AlreadyClosedError
+from .errors import BusyResourceError as BusyResourceError
+from .errors import ConflictError as ConflictError
+from .errors import DurableStreamError as DurableStreamError
+from .errors import FetchError as FetchError
+from .errors import IncompleteBodyError as IncompleteBodyError
+from .errors import InvalidArgumentError as InvalidArgumentError
+from .errors import NetworkError as NetworkError
+from .errors import ParseError as ParseError
+from .errors import RequestTimeoutError as RequestTimeoutError
+from .errors import RetentionGoneError as RetentionGoneError
+from .errors import SeqConflictError as SeqConflictError
+from .errors import SSENotSupportedError as SSENotSupportedError
+from .errors import StreamClosedError as StreamClosedError
+from .errors import StreamConsumedError as StreamConsumedError
+from .errors import StreamExistsError as StreamExistsError
+from .errors import StreamNotFoundError as StreamNotFoundError
+
+__all__ = [
+    "ASGITransport",
+    "AlreadyClosedError",
+    "AppendResult",
+    "BackoffOptions",
+    "Batch",
+    "BatchIterator",
+    "BusyResourceError",
+    "BytesBatch",
+    "Checkpoint",
+    "CloseResult",
+    "ConflictError",
+    "CreateResult",
+    "DeleteResult",
+    "DurableStream",
+    "DurableStreamError",
+    "Exchange",
+    "FetchError",
+    "HeadResult",
+    "HeaderValue",
+    "IncompleteBodyError",
+    "InvalidArgumentError",
+    "ItemIterator",
+    "JsonBatch",
+    "NetworkError",
+    "OnError",
+    "ParamValue",
+    "ParseError",
+    "ProducerStamp",
+    "ReadStatistics",
+    "Recovery",
+    "RequestTimeoutError",
+    "Result",
+    "RetentionGoneError",
+    "RetryDetails",
+    "SSENotSupportedError",
+    "SSEResilience",
+    "SeqConflictError",
+    "StreamClosedError",
+    "StreamConsumedError",
+    "StreamExistsError",
+    "StreamNotFoundError",
+    "StreamResponse",
+    "StreamSession",
+    "TextBatch",
+    "Timeouts",
+    "Transport",
+    "stream",
+]
+
+# The address a user would type, in tracebacks, docs and pickles.
+for _value in list(globals().values()):
+    if getattr(_value, "__module__", "").startswith(__name__ + "."):
+        _value.__module__ = __name__
+del _value

@@ -59,10 +59,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Status and headers of an answer. Header names are in lower case."""
+    """Status and headers of an answer. Header names are in lower case; `wall_time` is the Unix time it came at."""
 
     status: int
     headers: Mapping[str, str]
+    wall_time: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

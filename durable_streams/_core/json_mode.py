@@ -23,8 +23,13 @@ _BOM = b"\xef\xbb\xbf"
 _SPACE = b" \t\r\n"
 _EMPTY = re.compile(rb"[ \t\r\n]*+(?:\[[ \t\r\n]*+\][ \t\r\n]*+)?")
 
-# An integer that orjson would round: 20 digits, or 19 and a minus. Inside a string it costs time and does no harm.
-_LONG_INTEGER = re.compile(rb"(?<![0-9.eE+])(?:-[0-9]{19}|[0-9]{20})[0-9]*+(?![0-9.eE])")
+#: Digits and minus signs become zeros, all else becomes a space: what may be a long integer is then a run of zeros.
+_MARK = bytes(0x30 if byte in b"-0123456789" else 0x20 for byte in range(256))
+_RUN = b"0" * 20
+_STRIDE = 4
+_SAMPLED_RUN = b"0" * (len(_RUN) // _STRIDE)
+_LONG_INTEGER = re.compile(rb"(?<![.eE+])(?:-[0-9]{19}|[0-9]{20})[0-9]*+(?![.eE])")
+_RUN_REST = re.compile(rb"[-0-9]*+")
 
 
 def _refuse_constant(name: str) -> None:
@@ -34,18 +39,38 @@ def _refuse_constant(name: str) -> None:
 _decoder = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
+def _has_long_integer(text: bytes) -> bool:
+    """Whether there may be an integer that orjson would turn into a float.
+
+    Such an integer has 20 characters or more, 19 digits with a minus or 20 without; so it covers at least five of the
+    positions 0, 4, 8... and looking at those alone clears most texts in a twentieth of the time that decoding takes.
+    A run that is found is looked at closely, as it may be a fraction, or a ruler of hyphens in a string. Digits in a
+    string that pass even so cost time and do no harm.
+    """
+    if _SAMPLED_RUN not in text[::_STRIDE].translate(_MARK):
+        return False
+    marks = text.translate(_MARK)
+    start = marks.find(_RUN)
+    while start >= 0:
+        if _LONG_INTEGER.match(text, start):
+            return True
+        rest = _RUN_REST.match(text, start)
+        assert rest is not None  # it matches nothing, too
+        start = marks.find(_RUN, rest.end())
+    return False
+
+
 def _loads(text: bytes) -> Any:
     """Decode one JSON text. Raises ValueError or RecursionError."""
-    if not _LONG_INTEGER.search(text):
-        try:
-            return orjson.loads(text)
-        except orjson.JSONDecodeError as error:
-            refusal = error
+    if _has_long_integer(text):
+        return _decoder.decode(text.decode("utf-8"))
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
         try:
             return _decoder.decode(text.decode("utf-8"))
         except ValueError:
-            raise refusal from None
-    return _decoder.decode(text.decode("utf-8"))
+            raise error from None
 
 
 def decode_items(
@@ -115,7 +140,6 @@ def encode_item(value: Any) -> bytes:
     try:
         text = orjson.dumps(value)
     except TypeError:
-        _check_keys(value)
         return _encode_slowly(value)
     if b"null" in text:  # orjson writes it for NaN too
         _encode_slowly(value)
@@ -124,6 +148,7 @@ def encode_item(value: Any) -> bytes:
 
 def _encode_slowly(value: Any) -> bytes:
     try:
+        _check_keys(value)
         return _encoder.encode(value).encode("utf-8")
     except RecursionError:
         raise InvalidArgumentError("item is nested too deeply for JSON") from None

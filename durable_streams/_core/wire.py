@@ -9,6 +9,7 @@ import base64
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from urllib.parse import parse_qsl, quote, unquote, unquote_to_bytes, urlencode, urljoin, urlsplit, urlunsplit
 
 from ..errors import InvalidArgumentError
@@ -61,6 +62,9 @@ MAX_INTEGER = 2**53 - 1
 _NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _MEDIA_TYPE = re.compile(rf"{_NAME}/{_NAME}[ \t]*(?:;[^\r\n\0]*)?")
 _HEADER_NAME = re.compile(_NAME)
+_RFC3339 = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
+)
 _DECIMAL = re.compile(r"[0-9]{1,30}")
 
 
@@ -100,6 +104,17 @@ def is_text(content_type: str | None) -> bool:
 def is_media_type(content_type: str) -> bool:
     """Whether the value has the syntax of a media type, `type/subtype` with optional parameters."""
     return _MEDIA_TYPE.fullmatch(content_type.strip()) is not None
+
+
+def is_rfc3339(value: str) -> bool:
+    """Whether the value is a date and time with zone as RFC 3339 writes them, and exists in the calendar."""
+    if not _RFC3339.fullmatch(value):
+        return False
+    try:
+        datetime.fromisoformat(re.sub(r"\.[0-9]+", "", value.upper()))
+    except ValueError:
+        return False
+    return True
 
 
 def check_header(name: str, value: str) -> tuple[str, str]:

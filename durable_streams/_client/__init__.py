@@ -1,0 +1,1 @@
+"""Core, transport and waiting put together: reading, the handle, single operations."""
