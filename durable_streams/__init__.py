@@ -53,7 +53,6 @@ from ._core.read_session import SSEResilience as SSEResilience
 from ._transport.base import Exchange as Exchange
 from ._transport.base import Timeouts as Timeouts
 from ._transport.base import Transport as Transport
-from ._transport.asgi import ASGITransport as ASGITransport
 
 # Errors
 from .errors import AlreadyClosedError as AlreadyClosedError
@@ -75,7 +74,6 @@ from .errors import StreamExistsError as StreamExistsError
 from .errors import StreamNotFoundError as StreamNotFoundError
 
 __all__ = [
-    "ASGITransport",
     "AlreadyClosedError",
     "AppendResult",
     "BackoffOptions",

@@ -18,7 +18,6 @@ import anyio.lowlevel
 from .._core import validate, wire
 from .._core.exchange import Request
 from .._transport.base import Transport
-from .._transport.default import open_default_transport
 from ..errors import AlreadyClosedError, InvalidArgumentError
 
 #: A header's value, or a plain or async function that makes it for each request.
@@ -61,6 +60,8 @@ class TransportOwner:
         if self._closed:
             raise AlreadyClosedError("the handle was closed")
         if self._transport is None:
+            from .._transport.default import open_default_transport  # Imported when first needed.
+
             self._transport = open_default_transport()
         return self._transport
 
