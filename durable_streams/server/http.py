@@ -1,0 +1,229 @@
+"""The server as an ASGI 3 application.
+
+A request goes through the same gates whatever it wants (server 2.1): headers common to all answers, OPTIONS, the path,
+the reserved prefix, the method, then the handler of that method, which reads the headers it knows, the body, and asks
+the store. What goes wrong on the way is raised as a `Rejection` and answered here, in one place.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
+
+import anyio
+
+from .._core.wire import normalize_path
+from . import json_messages, reading, writing
+from .arrivals import Arrivals
+from .requests import Call, Disconnected, Receive, Scope, Send, full_path, quote_path
+from .responses import METHODS, NO_STORE, Headers, Rejection, common_headers
+from .sse import StreamEvents
+from .stores.base import Store, StreamRef
+from .stores.memory import MemoryStore
+from .waiting import Waits
+
+logger = logging.getLogger("durable_streams.server")
+
+_CONTROL_SEGMENT = "__ds"
+_KNOWN_PATHS = 4096
+_Handler = Callable[["DurableStreamsApp", Call], Awaitable[None]]
+_HANDLERS: dict[str, _Handler] = {
+    "POST": writing.post,
+    "GET": reading.get,
+    "PUT": writing.put,
+    "HEAD": reading.head,
+    "DELETE": writing.delete,
+}
+
+
+class DurableStreamsApp:
+    """The durable streams protocol over a store, for any ASGI server on asyncio or trio.
+
+    Run it with `durable_streams.server.Server`, with an ASGI server of your choice, or mount it in another ASGI
+    application (Starlette, FastAPI): streams then live below the mount point, at its path plus `root`. The store is
+    opened and closed by ASGI's lifespan; an application that mounts this one opens the store itself, since the
+    lifespan of mounted applications is not run. `MemoryStore` works unopened.
+
+    Args:
+        store: Where streams are kept; a `MemoryStore` if None.
+        root: Path below which streams live; "" for all paths.
+        long_poll_timeout: Seconds after which a long-poll without news is answered with 204.
+        sse_max_age: Seconds after which a connection with server-sent events ends, give or take 10 %, so that
+            clients come back and can be balanced anew.
+        sse_keep_alive: Seconds of silence after which the control event is repeated.
+        max_append_bytes: Largest body of PUT and POST.
+        page_bytes: Largest answer to a read, except for a single larger JSON message. Keep it large: clients exist
+            that take the first page for the whole stream. A reader asks for smaller ones with `Prefer`.
+        cors_origin: `Access-Control-Allow-Origin`.
+        corp: `Cross-Origin-Resource-Policy`: cross-origin, same-site or same-origin.
+        cache_visibility: `private`, or `public` if all may see all streams: who may keep finished pages.
+        sweep_interval: Seconds between two looks for expired streams.
+        clock: Wall-clock time in seconds.
+        rng: Source of jitter.
+
+    Raises:
+        ValueError: if an argument has a value that cannot work.
+        ModuleNotFoundError: if msgspec is missing (extra `server`).
+    """
+
+    def __init__(
+        self,
+        store: Store | None = None,
+        *,
+        root: str = "/v1/stream",
+        long_poll_timeout: float = 20.0,
+        sse_max_age: float = 60.0,
+        sse_keep_alive: float = 15.0,
+        max_append_bytes: int = 16 * 1024 * 1024,
+        page_bytes: int = 64 * 1024 * 1024,
+        cors_origin: str = "*",
+        corp: str = "cross-origin",
+        cache_visibility: str = "private",
+        sweep_interval: float = 5.0,
+        clock: Callable[[], float] = time.time,
+        rng: random.Random | None = None,
+    ) -> None:
+        json_messages.require()
+        for name, value in (
+            ("long_poll_timeout", long_poll_timeout),
+            ("sse_max_age", sse_max_age),
+            ("sse_keep_alive", sse_keep_alive),
+            ("max_append_bytes", max_append_bytes),
+            ("page_bytes", page_bytes),
+            ("sweep_interval", sweep_interval),
+        ):
+            if not value > 0:
+                raise ValueError(f"{name} must be greater than 0, got {value!r}")
+        if cache_visibility not in ("private", "public"):
+            raise ValueError(f"cache_visibility must be 'private' or 'public', got {cache_visibility!r}")
+        self.store: Store = MemoryStore() if store is None else store
+        self.root = _check_root(root)
+        self.long_poll_timeout = long_poll_timeout
+        self.sse_max_age = sse_max_age
+        self.sse_keep_alive = sse_keep_alive
+        self.max_append_bytes = max_append_bytes
+        self.page_bytes = page_bytes
+        self.cache_visibility = cache_visibility
+        self.sweep_interval = sweep_interval
+        self.clock = clock
+        self.rng = random.Random() if rng is None else rng
+        self.arrivals = Arrivals()
+        self.waits = Waits()
+        self.events: dict[StreamRef, StreamEvents] = {}
+        self._common = common_headers(cors_origin, corp)
+        self._locate = lru_cache(_KNOWN_PATHS)(self._locate_uncached)
+
+    def __repr__(self) -> str:
+        state = "stopping" if self.waits.stopping else "serving"
+        return f"<DurableStreamsApp {state} {self.root or '/'} from {self.store!r}>"
+
+    def begin_shutdown(self) -> None:
+        """Prepare for the end: live readers get a proper last word now, new requests 503. Idempotent.
+
+        Waiting long-polls are answered with 204, event streams end after a whole event, appends in progress finish.
+        Servers wait for open answers before they run the lifespan's shutdown, so this has to come first: `Server` does
+        it; with another ASGI server call it when your process is told to stop. To be called on the event loop's thread.
+        """
+        if not self.waits.stopping:
+            logger.debug("shutting down")
+            self.waits.stop()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI entry."""
+        if scope["type"] == "http":
+            await self._serve(Call(scope, receive, send, self._common))
+        elif scope["type"] == "lifespan":
+            await self._run_lifespan(receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})
+        else:
+            raise ValueError(f"ASGI scope of type {scope['type']!r} is not supported")
+
+    async def _serve(self, call: Call) -> None:
+        try:
+            await self._route(call)
+        except Rejection as rejection:
+            await call.reject(rejection)
+        except Disconnected:
+            logger.debug("client went away during upload path=%s", call.path)
+        except Exception:
+            if call.started:
+                raise  # the server cuts the connection, so that the client sees an incomplete answer
+            logger.exception("request failed method=%s path=%s", call.method, call.path)
+            await call.reject(Rejection(500, "internal error", close=True))
+
+    async def _route(self, call: Call) -> None:
+        call.read_headers()
+        if call.method == "OPTIONS":
+            await call.answer(204, [(b"access-control-max-age", b"86400")])
+            return
+        if self.waits.stopping:
+            raise Rejection(503, "the server is shutting down", [(b"retry-after", b"1")], close=True)
+        is_control, call.path = self._locate(full_path(call.scope), call.scope.get("root_path", ""))
+        if is_control:
+            await _answer_control(call)
+            return
+        handler = _HANDLERS.get(call.method)
+        if handler is None:
+            raise Rejection(405, "the method is not supported", [(b"allow", METHODS.encode())])
+        await handler(self, call)
+
+    def _locate_uncached(self, raw_path: bytes, mount: str) -> tuple[bool, str]:
+        """Whether a path belongs to the control interface, and its one spelling.
+
+        Raises:
+            Rejection: if it is malformed, or not below the root.
+        """
+        path = normalize_path(raw_path)
+        if path is None:
+            raise Rejection(400, "the path is not acceptable as the name of a stream")
+        root = f"{normalize_path(quote_path(mount)) or ''}{self.root}/"
+        if not path.startswith(root):
+            raise Rejection(404, "streams live below another path on this server")
+        segment = path[len(root) :].partition("/")[0]
+        return segment == _CONTROL_SEGMENT, path
+
+    async def _run_lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self.store.__aenter__()
+        except Exception as error:
+            await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
+            raise
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._sweep_now_and_then)
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+                group.cancel_scope.cancel()
+        finally:
+            self.begin_shutdown()
+            with anyio.CancelScope(shield=True):
+                await self.store.__aexit__(None, None, None)
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _sweep_now_and_then(self) -> None:
+        while True:
+            await anyio.sleep(self.sweep_interval)
+            try:
+                await self.store.sweep(self.clock())
+            except Exception:
+                logger.exception("sweep failed")
+
+
+def _check_root(root: str) -> str:
+    root = root.rstrip("/")
+    if root and normalize_path(root.encode()) != root:
+        raise ValueError(f"root must be a URL path such as '/v1/stream', got {root!r}")
+    return root
+
+
+async def _answer_control(call: Call) -> None:
+    error = {"error": {"code": "NOT_FOUND", "message": "there is nothing at this path"}}
+    headers: Headers = [(b"content-type", b"application/json"), NO_STORE]
+    await call.answer(404, headers, json.dumps(error).encode())

@@ -1,0 +1,64 @@
+"""HEAD, and GET: catch-up here, the live modes in modules of their own (server 8)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .._core import wire
+from .long_poll import long_poll
+from .pages import Read, empty_headers, open_page, page_headers, parse_read, send_page
+from .requests import Call
+from .responses import CLOSED, CONTENT_TYPE, EXPIRES_AT, NO_STORE, TTL, Headers, etag_matches, next_offset, refusal
+from .sse import serve_sse
+from .stores.base import StreamInfo
+
+if TYPE_CHECKING:
+    from .http import DurableStreamsApp
+
+
+async def head(app: DurableStreamsApp, call: Call) -> None:
+    """Tell what is known of a stream."""
+    info = await _find(app, call)
+    headers: Headers = [(CONTENT_TYPE, info.content_type.encode("latin-1")), next_offset(info.tail), NO_STORE]
+    if info.ttl is not None:
+        headers.append((TTL, b"%d" % info.ttl))
+    if info.expires_at is not None:
+        headers.append((EXPIRES_AT, info.expires_at.text.encode("latin-1")))
+    if info.closed:
+        headers.append(CLOSED)
+    await call.answer(200, headers)
+
+
+async def get(app: DurableStreamsApp, call: Call) -> None:
+    """Read a stream."""
+    info = await _find(app, call)
+    read = parse_read(call, info, app.page_bytes)
+    if read.live == wire.LONG_POLL:
+        await long_poll(app, call, read)
+    elif read.live == wire.SSE:
+        await serve_sse(app, call, read)
+    elif read.from_now:
+        app.store.touch(info.ref, app.clock())
+        await call.answer(200, empty_headers(read), b"[]" if read.json else b"")
+    else:
+        await _catch_up(app, call, read)
+
+
+async def _find(app: DurableStreamsApp, call: Call) -> StreamInfo:
+    found = await app.store.head(call.path, app.clock())
+    if not isinstance(found, StreamInfo):
+        raise refusal(found)
+    return found
+
+
+async def _catch_up(app: DurableStreamsApp, call: Call, read: Read) -> None:
+    page = await open_page(app, read, read.page_bytes)
+    try:
+        headers, etag = page_headers(app, read, page)
+        known = call.header("if-none-match")
+        if known is not None and etag is not None and etag_matches(known, etag):
+            await call.answer(304, headers)
+        else:
+            await send_page(call, read, page, headers)
+    finally:
+        await page.aclose()

@@ -1,0 +1,275 @@
+"""One HTTP request: its headers, path, query and body, read with the strictness of server 2.2 to 2.5."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+from urllib.parse import quote, unquote_plus
+
+from .._core import wire
+from .protocol import ProducerStamp, Refused, parse_stamp
+from .responses import CONNECTION_CLOSE, CONTENT_LENGTH, NO_STORE, Headers, Rejection, refusal
+from .stores.base import StreamConfig
+from .timestamps import parse_instant
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+
+# Headers with one value: a second one makes the request ambiguous.
+_SINGLE = frozenset(
+    name.encode()
+    for name in (
+        "host",
+        "content-length",
+        wire.CONTENT_TYPE,
+        wire.SEQ,
+        wire.TTL,
+        wire.EXPIRES_AT,
+        wire.CLOSED,
+        wire.FORKED_FROM,
+        wire.FORK_OFFSET,
+        wire.FORK_SUB_OFFSET,
+        wire.PRODUCER_ID,
+        wire.PRODUCER_EPOCH,
+        wire.PRODUCER_SEQ,
+    )
+)
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]{0,5})?")
+_DECIMAL = re.compile(r"0|[1-9][0-9]{0,15}")
+_LENGTH = re.compile(r"[0-9]{1,18}")
+_PREFERENCE = re.compile(r"""[ \t]*max-page-bytes[ \t]*=[ \t]*"?([0-9]{1,15})"?[ \t]*(?:;.*)?""", re.IGNORECASE)
+
+
+class Disconnected(Exception):  # noqa: N818  # control flow inside the server; never reaches a user
+    """The client went away before its request was complete; nothing may be stored."""
+
+
+class Call:
+    """One request and the way to answer it.
+
+    Attributes:
+        method: In capitals.
+        path: Normalised full path of the stream, by which it is stored.
+        headers: Names in lower case; values of repeated ones joined with ", ".
+    """
+
+    __slots__ = ("_common", "_receive", "_send", "headers", "method", "path", "scope", "started")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, common: Headers) -> None:
+        self.scope = scope
+        self._receive = receive
+        self._send = send
+        self._common = common
+        self.method: str = scope["method"]
+        self.path = ""
+        self.headers: dict[bytes, bytes] = {}
+        self.started = False
+
+    def read_headers(self) -> None:
+        """Collect the headers.
+
+        Raises:
+            Rejection: if one that may stand once stands twice, or `Host` is malformed.
+        """
+        fields = self.scope["headers"]
+        self.headers = headers = dict(fields)
+        if len(headers) != len(fields):
+            headers.clear()
+            for name, value in fields:
+                if name not in headers:
+                    headers[name] = value
+                elif name in _SINGLE:
+                    raise Rejection(400, "a header that may be sent once was sent twice")
+                else:
+                    headers[name] += b", " + value
+        host = headers.get(b"host")
+        if host and not _HOST.fullmatch(host):
+            raise Rejection(400, "the Host header is malformed")
+
+    def header(self, name: str) -> str | None:
+        """A header's value, or None."""
+        value = self.headers.get(name.encode())
+        return None if value is None else value.decode("latin-1")
+
+    async def receive_message(self) -> Message:
+        """The next ASGI message."""
+        return await self._receive()
+
+    def content_length(self) -> int | None:
+        """The declared length of the body; None if it is not declared.
+
+        Raises:
+            Rejection: if it is no number.
+        """
+        value = self.header("content-length")
+        if value is None:
+            return None
+        if not _LENGTH.fullmatch(value):
+            raise Rejection(400, "the Content-Length header is malformed", close=True)
+        return int(value)
+
+    async def read_body(self, limit: int) -> bytes:
+        """Read the whole body.
+
+        Raises:
+            Rejection: if it is, or says it is, longer than `limit` bytes, or is compressed.
+            Disconnected: if the client goes away before its end.
+        """
+        coding = self.headers.get(b"content-encoding")
+        if coding is not None and coding.strip().lower() not in (b"", b"identity"):
+            raise Rejection(415, "compressed request bodies are not supported", close=True)
+        length = self.content_length()
+        if length is not None and length > limit:
+            raise _too_large(limit)
+        message = await self._receive()
+        pieces: list[bytes] = []
+        size = 0
+        while message["type"] == "http.request":
+            piece: bytes = message.get("body", b"")
+            size += len(piece)
+            if size > limit:
+                raise _too_large(limit)
+            if not message.get("more_body", False):
+                return b"".join((*pieces, piece)) if pieces else piece
+            pieces.append(piece)
+            message = await self._receive()
+        raise Disconnected
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """Send status and headers; the common ones are added."""
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": [*self._common, *headers]})
+
+    async def send_body(self, body: bytes, *, more: bool = False) -> None:
+        """Send a piece of the body."""
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def answer(self, status: int, headers: Headers, body: bytes = b"") -> None:
+        """Send a whole answer. 204 and 304 have neither body nor length, HEAD has no body."""
+        if status not in (204, 304) and self.method != "HEAD":
+            headers = [*headers, (CONTENT_LENGTH, b"%d" % len(body))]
+        await self.start(status, headers)
+        await self.send_body(b"" if self.method == "HEAD" else body)
+
+    async def reject(self, rejection: Rejection) -> None:
+        """Send an error answer."""
+        headers = [(b"content-type", b"text/plain; charset=utf-8"), NO_STORE, *rejection.headers]
+        if rejection.close:
+            headers += self.close_connection()
+        await self.answer(rejection.status, headers, rejection.text.encode() + b"\n")
+
+    def close_connection(self) -> Headers:
+        """`Connection: close`, where the HTTP version has it."""
+        return [CONNECTION_CLOSE] if self.scope.get("http_version", "1.1").startswith("1") else []
+
+
+def _too_large(limit: int) -> Rejection:
+    return Rejection(413, f"the body is larger than {limit} bytes", close=True)
+
+
+def quote_path(path: str) -> bytes:
+    """A decoded path, percent-encoded again, without a slash at its end."""
+    return quote(path.rstrip("/"), safe="/:@!$&'()*+,;=~-._").encode()
+
+
+def full_path(scope: Scope) -> bytes:
+    """The request's path as the client sent it, the prefix of an application we are mounted in included.
+
+    ASGI's `path` is decoded and merges `%2F` with `/`, so `raw_path` counts; where it is missing, `path` is quoted.
+    """
+    raw: bytes | None = scope.get("raw_path")
+    if raw is None:
+        raw = quote(scope["path"], safe="/:@!$&'()*+,;=~-._").encode()
+    mount = quote_path(scope.get("root_path", ""))
+    return raw if not mount or raw.startswith(mount + b"/") else mount + raw
+
+
+@dataclass(frozen=True, slots=True)
+class ReadQuery:
+    """The query of a GET, in the client's words. Values are checked as far as the stream is not needed.
+
+    Attributes:
+        offset: An offset's token, `-1` or `now`; None if there is none.
+        live: None, `long-poll` or `sse`.
+        cursor: As it was sent.
+    """
+
+    offset: str | None
+    live: str | None
+    cursor: str | None
+
+
+def parse_read_query(query: bytes) -> ReadQuery:
+    """Read the query of a GET; parameters we do not know are ignored.
+
+    Raises:
+        Rejection: if `offset` is repeated or empty, `live` repeated or unknown, or a live mode has no offset.
+    """
+    found: dict[str, list[str]] = {wire.OFFSET_PARAM: [], wire.LIVE_PARAM: [], wire.CURSOR_PARAM: []}
+    for pair in query.decode("latin-1").split("&"):
+        name, _, value = pair.partition("=")
+        values = found.get(unquote_plus(name))
+        if values is not None:
+            values.append(unquote_plus(value))
+    offsets, lives, cursors = found.values()
+    if len(offsets) > 1 or offsets == [""]:
+        raise Rejection(400, "the offset parameter must be given once and not be empty")
+    if len(lives) > 1 or (lives and lives[0] not in (wire.LONG_POLL, wire.SSE)):
+        raise Rejection(400, "the live parameter must be long-poll or sse")
+    if lives and not offsets:
+        raise Rejection(400, "live reads need an offset")
+    return ReadQuery(
+        offsets[0] if offsets else None, lives[0] if lives else None, cursors[0] if len(cursors) == 1 else None
+    )
+
+
+def preferred_page_bytes(prefer: str | None) -> int | None:
+    """The N of `Prefer: max-page-bytes=N` (RFC 7240); None if there is none. The first one counts."""
+    for preference in (prefer or "").split(","):
+        match = _PREFERENCE.fullmatch(preference)
+        if match is not None:
+            return int(match[1])
+    return None
+
+
+def parse_config(call: Call) -> StreamConfig:
+    """The configuration that a PUT asks for.
+
+    Raises:
+        Rejection: if a header is malformed, or both `Stream-TTL` and `Stream-Expires-At` are there.
+    """
+    content_type = (call.header(wire.CONTENT_TYPE) or "").strip() or None
+    if content_type is not None and not wire.is_media_type(content_type):
+        raise Rejection(400, "the Content-Type is no media type")
+    ttl_text, expires_text = call.header(wire.TTL), call.header(wire.EXPIRES_AT)
+    if ttl_text is not None and expires_text is not None:
+        raise Rejection(400, "Stream-TTL and Stream-Expires-At exclude each other")
+    ttl = expires_at = None
+    if ttl_text is not None:
+        ttl = int(ttl_text) if _DECIMAL.fullmatch(ttl_text) else wire.MAX_INTEGER + 1
+        if ttl > wire.MAX_INTEGER:
+            raise Rejection(400, "Stream-TTL must be a whole number of seconds without sign or leading zeros")
+    if expires_text is not None:
+        expires_at = parse_instant(expires_text)
+        if expires_at is None:
+            raise Rejection(400, "Stream-Expires-At must be an RFC 3339 timestamp with a time zone")
+    return StreamConfig(content_type, ttl, expires_at)
+
+
+def parse_producer(call: Call) -> ProducerStamp | None:
+    """The producer headers of a POST.
+
+    Raises:
+        Rejection: if they are incomplete or malformed.
+    """
+    headers = call.headers
+    if b"producer-id" not in headers and b"producer-epoch" not in headers and b"producer-seq" not in headers:
+        return None
+    stamp = parse_stamp(call.header(wire.PRODUCER_ID), call.header(wire.PRODUCER_EPOCH), call.header(wire.PRODUCER_SEQ))
+    if isinstance(stamp, Refused):
+        raise refusal(stamp)
+    return stamp

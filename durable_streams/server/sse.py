@@ -1,0 +1,240 @@
+"""Server-sent events: a connection on which data follows data (server 10).
+
+One turn of the loop is one snapshot: what there is after the reader's offset, up to 1 MiB, becomes one data event, and
+the control event behind it says where that ends and whether the stream ends there. Both go out in one send. Then the
+reader waits for the tail to move. A reader that cannot keep up is simply further behind when its send returns: nothing
+is queued for it, it reads on from the store.
+
+Readers at the same place get the same bytes: what follows an offset is built once per stream and tail.
+
+Text must be valid UTF-8 on the wire, and a character may lie across two appends. So text is cut before an unfinished
+character, and the offset with it: the rest comes first next time. Only at the end of a closed stream the pieces of a
+character that will never be complete are replaced by U+FFFD, as invalid bytes elsewhere are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+
+from .._core import wire
+from .._core.sse import encode_control, encode_data
+from .cursors import current_cursor, next_cursor
+from .offsets import Offset, format_offset
+from .pages import Read
+from .requests import Call
+from .responses import CONTENT_TYPE, NO_CACHE, SSE_BASE64, Headers, Rejection, refusal
+from .stores.base import BadOffset, Gone, Missing, StorePage, StreamInfo, Watch
+from .waiting import attached, time_left, while_connected
+
+if TYPE_CHECKING:
+    from .http import DurableStreamsApp
+
+#: Most data in one event, except for a single larger JSON message.
+EVENT_BYTES = 1 << 20
+
+_MAX_AGE_JITTER = 0.1
+# Events kept per stream: the newest, and one or two before it for readers that are a step behind.
+_KEPT_EVENTS = 3
+
+
+class Event:
+    """What follows an offset, written as a data event, and what its control event says.
+
+    Attributes:
+        data: The data event; empty if there is no data.
+        offset: Where it ends.
+        tail: The stream's tail at that moment.
+        closed: Whether the stream is closed and ends here.
+    """
+
+    __slots__ = ("_cursor", "_whole", "closed", "data", "offset", "tail")
+
+    def __init__(self, data: bytes, offset: Offset, tail: Offset, closed: bool) -> None:
+        self.data = data
+        self.offset = offset
+        self.tail = tail
+        self.closed = closed
+        self._cursor: int | None = None
+        self._whole = b""
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether nothing lay behind it."""
+        return self.offset == self.tail
+
+    def whole(self, cursor: int) -> bytes:
+        """Data and control event. Most readers have the same cursor: the last result is kept for them."""
+        if self._cursor != cursor:
+            self._whole = self.data + self.control(cursor)
+            self._cursor = cursor
+        return self._whole
+
+    def control(self, cursor: int) -> bytes:
+        """The control event alone."""
+        return encode_control(
+            format_offset(self.offset),
+            cursor=None if self.closed else str(cursor),
+            up_to_date=self.up_to_date,
+            stream_closed=self.closed,
+        )
+
+
+class StreamEvents:
+    """The events of one stream, shared by its readers.
+
+    Args:
+        app: For its store.
+        info: The stream.
+    """
+
+    def __init__(self, app: DurableStreamsApp, info: StreamInfo) -> None:
+        self.readers = 0
+        self._app = app
+        self._ref = info.ref
+        self._json = wire.is_json(info.content_type)
+        self._text = wire.is_text(info.content_type)
+        self._lock = anyio.Lock()
+        self._kept: dict[tuple[Offset, Offset, bool], Event] = {}
+
+    @property
+    def binary(self) -> bool:
+        """Whether data events are base64."""
+        return not self._json and not self._text
+
+    async def after(self, offset: Offset, watch: Watch) -> Event | BadOffset | Missing | Gone:
+        """What follows an offset now."""
+        key = (offset, watch.tail, watch.closed)
+        event = self._kept.get(key)
+        if event is not None:
+            return event
+        async with self._lock:
+            event = self._kept.get(key)
+            if event is not None:
+                return event
+            page = await self._app.store.read(self._ref, offset, EVENT_BYTES)
+            if isinstance(page, BadOffset | Missing | Gone):
+                return page
+            try:
+                event = await self._build(page)
+            finally:
+                await page.aclose()
+            if event.up_to_date and (event.tail, event.closed) == key[1:]:
+                while len(self._kept) >= _KEPT_EVENTS:
+                    del self._kept[next(iter(self._kept))]
+                self._kept[key] = event
+            return event
+
+    async def _build(self, page: StorePage) -> Event:
+        pieces = []
+        while (piece := await page.next_piece()) is not None:
+            pieces.append(piece)
+        payload = b"".join(pieces)
+        end, closed = page.end, page.closed and page.end == page.tail
+        if self._json and payload:
+            payload = b"[" + payload[:-1] + b"]"
+        elif self._text:
+            if not closed:
+                cut = unfinished_character(payload)
+                end -= cut
+                payload = payload[: len(payload) - cut]
+            payload = payload.decode("utf-8", "replace").encode()
+        data = encode_data(payload, binary=self.binary) if payload else b""
+        return Event(data, end, page.tail, closed)
+
+
+@contextmanager
+def stream_events(app: DurableStreamsApp, info: StreamInfo) -> Iterator[StreamEvents]:
+    """The events of a stream; they are kept while somebody reads them."""
+    events = app.events.get(info.ref)
+    if events is None:
+        events = app.events[info.ref] = StreamEvents(app, info)
+    events.readers += 1
+    try:
+        yield events
+    finally:
+        events.readers -= 1
+        if not events.readers:
+            del app.events[info.ref]
+
+
+def unfinished_character(text: bytes) -> int:
+    """How many bytes at the end of UTF-8 text begin a character that is not complete: 0 to 3."""
+    for back in range(1, min(3, len(text)) + 1):
+        byte = text[-back]
+        if byte >= 0xC0:
+            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4 if byte < 0xF8 else 1
+            return back if length > back else 0
+        if byte < 0x80:
+            return 0
+    return 0
+
+
+async def serve_sse(app: DurableStreamsApp, call: Call, read: Read) -> None:
+    """Answer with events until the stream ends, the client goes, or the connection is old enough."""
+    with attached(app, read.info) as watch, stream_events(app, read.info) as events:
+        first = await events.after(read.start, watch)
+        if isinstance(first, BadOffset):
+            raise Rejection(400, first.problem)
+        if isinstance(first, Missing | Gone):
+            raise refusal(first)
+        app.store.touch(read.info.ref, app.clock())
+        headers: Headers = [(CONTENT_TYPE, wire.EVENT_STREAM.encode()), NO_CACHE, (b"x-accel-buffering", b"no")]
+        if events.binary:
+            headers.append(SSE_BASE64)
+        await call.start(200, headers)
+        session = _Session(app, call, read, watch, events, first)
+        await while_connected(call, session.run)
+        await call.send_body(b"")
+
+
+class _Session:
+    """One reader's connection."""
+
+    __slots__ = ("_app", "_call", "_event", "_events", "_floor", "_info", "_watch")
+
+    def __init__(
+        self, app: DurableStreamsApp, call: Call, read: Read, watch: Watch, events: StreamEvents, first: Event
+    ) -> None:
+        self._app = app
+        self._call = call
+        self._info = read.info
+        self._watch = watch
+        self._events = events
+        self._event = first
+        # A client that was ahead got a cursor further ahead; it must not go back while the connection lasts.
+        self._floor = next_cursor(read.cursor, app.clock(), app.rng)
+
+    def _cursor(self) -> int:
+        return max(self._floor, current_cursor(self._app.clock()))
+
+    async def run(self) -> None:
+        app, watch = self._app, self._watch
+        age = app.sse_max_age * app.rng.uniform(1 - _MAX_AGE_JITTER, 1 + _MAX_AGE_JITTER)
+        deadline = anyio.current_time() + age
+        await self._call.send_body(self._event.whole(self._cursor()), more=True)
+        while not self._event.closed and not app.waits.stopping:
+            left = deadline - anyio.current_time()
+            if left <= 0:
+                return
+            event = self._event
+            if event.up_to_date or not event.data:
+                timeout = min(app.sse_keep_alive, left, time_left(app, self._info))
+                await app.waits.wait(watch, event.tail, timeout)
+                if time_left(app, self._info) <= 0:
+                    await app.store.head(self._info.ref.path, app.clock())  # here the store notices the expiry
+                if watch.gone:
+                    return
+                if watch.tail == event.tail and not watch.closed:
+                    if not app.waits.stopping and anyio.current_time() < deadline:
+                        await self._call.send_body(event.control(self._cursor()), more=True)
+                    continue
+            following = await self._events.after(event.offset, watch)
+            if isinstance(following, BadOffset | Missing | Gone):
+                return
+            self._event = following
+            if following.data or following.closed:
+                await self._call.send_body(following.whole(self._cursor()), more=True)
