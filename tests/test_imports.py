@@ -48,7 +48,7 @@ TABLE = {
     "errors": row(),
     "_collision": row(),
     "_core": row("errors", one_module="orjson", forbidden=NO_IO),
-    "_transport": row("errors _core", libraries="anyio", one_module="aiohttp httpcore2 trio"),
+    "_transport": row("errors _core", libraries="anyio", one_module="aiohttp yarl httpcore2 trio"),
     "_client": row("errors _core _transport _transport.base _transport.default", libraries="anyio"),
     "server": row("errors _core _collision", libraries="anyio msgspec", one_module="uvicorn uvloop"),
     "testing": row(". errors server _collision", libraries="anyio pytest"),

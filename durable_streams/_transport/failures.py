@@ -1,0 +1,50 @@
+"""From a foreign error to ours: each backend has a table, and this reads it."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+
+from .._core import wire
+from ..errors import DurableStreamError, NetworkError, Phase
+
+#: (foreign error, our error, what happened in words).
+Row = tuple[type[BaseException], type[DurableStreamError], str]
+
+
+def translate(
+    table: Sequence[Row], error: BaseException, url: str, *, phase: Phase, reused: bool = False
+) -> DurableStreamError:
+    """Our error for a foreign one; raise it `from` that one.
+
+    Args:
+        table: The first row that fits decides.
+        error: The foreign error. One that no row fits is a bug and is raised as it is.
+        url: Of the request; shown without user information and query values.
+        phase: Where the exchange was.
+        reused: Whether the connection had served before, and no byte of the answer had come.
+    """
+    for foreign, ours, sentence in table:
+        if not isinstance(error, foreign):
+            continue
+        shown = wire.parse_url(url).display
+        detail = _detail(error)
+        message = f"{shown}: {sentence} ({detail})" if detail else f"{shown}: {sentence}"
+        if issubclass(ours, NetworkError):
+            return ours(message, phase=phase, reused=reused, url=shown)
+        return ours(message, url=shown)
+    raise error
+
+
+def tls_error(error: BaseException | None) -> ssl.SSLError | None:
+    """The TLS error that an error was caused by, if that is what happened."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _detail(error: BaseException) -> str:
+    tls = tls_error(error)
+    if isinstance(tls, ssl.SSLCertVerificationError):
+        return tls.verify_message
+    return str(error if tls is None else tls).strip()
