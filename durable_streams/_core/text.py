@@ -71,7 +71,7 @@ class TextDecoder:
             where = "" if offset is None else f" in the batch at offset {offset!r}"
             raise ParseError(
                 f"invalid UTF-8{where}: {error.reason}, byte {error.object[error.start]:#04x}",
-                preview=preview(data[error.start :] if error.object is data else tail),
+                preview=preview(error.object[error.start : error.start + 4 * PREVIEW_CHARACTERS]),
                 offset=offset,
             ) from error
         self._tail = tail
