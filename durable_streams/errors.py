@@ -14,6 +14,9 @@
     │   ├── IncompleteBodyError            INCOMPLETE_BODY     the body ended too early
     │   └── RequestTimeoutError            TIMEOUT             also a TimeoutError
     ├── ParseError                         PARSE_ERROR         the answer's bytes mean nothing
+    ├── StaleEpochError                    STALE_EPOCH         403: a newer producer took over
+    ├── SequenceGapError                   SEQUENCE_GAP        409: the server misses earlier batches
+    ├── BufferFullError                    BUFFER_FULL         a producer's buffer has no room
     ├── StreamConsumedError                ALREADY_CONSUMED    a read session is consumed once
     ├── AlreadyClosedError                 ALREADY_CLOSED      used after it was closed or cancelled
     └── BusyResourceError                  BUSY_RESOURCE       two tasks in one iterator
@@ -32,6 +35,7 @@ from typing import Any, ClassVar, Literal, TypedDict, Unpack
 
 __all__ = [
     "AlreadyClosedError",
+    "BufferFullError",
     "BusyResourceError",
     "ConflictError",
     "DurableStreamError",
@@ -44,6 +48,8 @@ __all__ = [
     "RetentionGoneError",
     "SSENotSupportedError",
     "SeqConflictError",
+    "SequenceGapError",
+    "StaleEpochError",
     "StreamClosedError",
     "StreamConsumedError",
     "StreamExistsError",
@@ -251,6 +257,44 @@ class ParseError(DurableStreamError):
         super().__init__(message, **facts)
         self.preview = preview[:100]
         self.offset = offset
+
+
+class StaleEpochError(DurableStreamError):
+    """A newer epoch of this producer exists: another writer took over, and this one is fenced (HTTP 403).
+
+    Attributes:
+        current_epoch: The epoch that the server knows.
+    """
+
+    code = "STALE_EPOCH"
+
+    def __init__(self, message: str, *, current_epoch: int = 0, **facts: Unpack[Facts]) -> None:
+        super().__init__(message, **facts)
+        self.current_epoch = current_epoch
+
+
+class SequenceGapError(DurableStreamError):
+    """The server expects another sequence number of this producer, and none of ours can fill the gap (HTTP 409).
+
+    It has lost state, or another writer uses the same producer id and epoch. The batch was not stored.
+
+    Attributes:
+        expected_seq: The number that the server expects.
+        received_seq: The number that was sent.
+    """
+
+    code = "SEQUENCE_GAP"
+
+    def __init__(self, message: str, *, expected_seq: int = 0, received_seq: int = 0, **facts: Unpack[Facts]) -> None:
+        super().__init__(message, **facts)
+        self.expected_seq = expected_seq
+        self.received_seq = received_seq
+
+
+class BufferFullError(DurableStreamError):
+    """A producer's buffer has no room for the message; it was not accepted. `append` waits for room instead."""
+
+    code = "BUFFER_FULL"
 
 
 class StreamConsumedError(DurableStreamError):

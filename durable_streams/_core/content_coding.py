@@ -30,7 +30,7 @@ class _Inflater:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._gzip = name == "gzip"
+        self._gzip = name != "deflate"
         self._zlib = zlib.decompressobj(_GZIP) if self._gzip else None
         self._head = b""  # deflate: the first byte, until the second tells the format
         self._ended = False  # at the end of the data, or between two gzip members
@@ -147,8 +147,8 @@ def make_decoder(content_encoding: str | None, *, max_bytes: int | None = None) 
     """
     codings = []
     for name in (content_encoding or "").lower().split(","):
-        name = name.strip().removeprefix("x-")
-        if name in ("gzip", "deflate"):
+        name = name.strip()
+        if name in ("gzip", "x-gzip", "deflate"):
             codings.append(name)
         elif name not in ("", "identity"):
             raise ParseError(f"unknown content coding {name[:40]!r} (offered: {ACCEPT_ENCODING})")

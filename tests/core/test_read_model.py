@@ -114,9 +114,8 @@ def run(session: ReadSession, server: Server, steps: int, stop_after: int | None
                     return pages  # Not taken: it was not processed.
                 pages.append(page)
                 session.on_taken()
-                if server.available == len(server.messages) and not server.closes and page.checkpoint.up_to_date:
-                    if int(page.checkpoint.offset) == len(server.messages):
-                        return pages
+                if not server.closes and page.checkpoint.offset == server.offset(len(server.messages)):
+                    return pages
             case Fetch(request):
                 server.grow()
                 fate = rng.random()
