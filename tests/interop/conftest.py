@@ -127,7 +127,7 @@ class TypeScriptClient:
 @pytest.fixture(scope="session")
 def ts_client(node_command: str) -> Iterator[TypeScriptClient]:
     """The official TypeScript client, for the whole session."""
-    command = [node_command, HERE / "ts_client.mjs"]
+    command = [node_command, str(HERE / "ts_client.mjs")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         client = TypeScriptClient(process)
         yield client

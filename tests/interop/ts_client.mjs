@@ -73,17 +73,21 @@ const commands = {
     const response = await stream({ url, live, offset, headers, json, warnOnHttp: false })
     const batches = []
     let count = 0
-    const take = (batch, value, size) => {
-      const { offset, upToDate, streamClosed } = batch
-      batches.push(value)
-      count += size
-      say({ id, event: "batch", value, offset, upToDate, streamClosed })
-      if (until !== undefined && count >= until) response.cancel()
-    }
-    if (as === "json") response.subscribeJson((batch) => take(batch, batch.items, batch.items.length))
-    else if (as === "text") response.subscribeText((batch) => take(batch, batch.text, batch.text.length))
-    else response.subscribeBytes((batch) => take(batch, base64(batch.data), batch.data.length))
-    await response.closed
+    // `response.closed` resolves before the last batches have been delivered, so the end is read off the batches.
+    await new Promise((resolve, reject) => {
+      response.closed.catch(reject)
+      const take = (batch, value, size) => {
+        const { offset, upToDate, streamClosed } = batch
+        batches.push(value)
+        count += size
+        say({ id, event: "batch", value, offset, upToDate, streamClosed })
+        if (streamClosed || (live === false && upToDate) || (until !== undefined && count >= until)) resolve()
+      }
+      if (as === "json") response.subscribeJson((batch) => take(batch, batch.items, batch.items.length))
+      else if (as === "text") response.subscribeText((batch) => take(batch, batch.text, batch.text.length))
+      else response.subscribeBytes((batch) => take(batch, base64(batch.data), batch.data.length))
+    })
+    response.cancel()
     return { batches, offset: response.offset, contentType: response.contentType, streamClosed: response.streamClosed }
   },
 

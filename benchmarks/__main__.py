@@ -1,0 +1,63 @@
+"""The command: `python -m benchmarks [row...] [--runs 5] [--list]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+
+from tests.interop import node
+
+from . import catch_up, start_up
+from ._harness import Bench, Case, measure, table
+
+Row = Callable[[Bench], Iterator[Case]]
+#: By name; a name given on the command line chooses all rows that begin with it.
+ROWS: dict[str, Row] = {
+    "catch_up_bytes": catch_up.read_bytes,
+    "catch_up_json_items": catch_up.read_json_items,
+    "catch_up_json_batches": catch_up.read_json_batches,
+    "import": start_up.import_time,
+}
+
+
+def chosen(names: list[str]) -> list[Row]:
+    """The rows that the command line asks for, in their own order; all if it names none."""
+    for name in names:
+        if not any(row.startswith(name) for row in ROWS):
+            raise SystemExit(f"no row begins with {name!r}; there are: {', '.join(ROWS)}")
+    return [row for key, row in ROWS.items() if not names or any(key.startswith(name) for name in names)]
+
+
+def main() -> None:
+    """Measure the chosen rows and print their tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Speed beside the peers', as ratios.")
+    parser.add_argument("rows", nargs="*", metavar="row", help="names, or beginnings of names; all without")
+    parser.add_argument(
+        "--runs", type=int, default=5, help="samples of each contender, at least 5 (default %(default)s)"
+    )
+    parser.add_argument("--list", action="store_true", help="name the rows and end")
+    options = parser.parse_args()
+    if options.list:
+        for name, row in ROWS.items():
+            print(f"{name:24} {row.__doc__}")
+        return
+    if options.runs < 5:
+        parser.error("--runs must be at least 5: medians of fewer samples say little")
+    results = []
+    with Bench() as bench:
+        for row in chosen(options.rows):
+            for case in row(bench):
+                print(f"measuring {case.work} ({case.server or 'no server'})", file=sys.stderr)
+                results.append(measure(case, options.runs))
+    versions = ", ".join(f"{name} {version}" for name, version in node.versions().items() if name != "vitest")
+    print(f"Python {platform.python_version()}, {os.cpu_count()} cores; {versions}; medians of {options.runs}\n")
+    print(table(results))
+    for remark in bench.remarks:
+        print(f"\n{remark}")
+
+
+if __name__ == "__main__":
+    main()
