@@ -81,7 +81,7 @@ class SSEParser:
                 self._line = bytearray()
             self._take_lines(lines, events)
         self._line += rest
-        if self._limit is not None and self._size + len(self._line) > self._limit:
+        if self._line and self._limit is not None and self._size + len(self._line) > self._limit:
             self._too_large(bytes(self._line))
         if not events:
             self._raise_error()

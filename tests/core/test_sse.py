@@ -168,11 +168,12 @@ def outcome(limit: int, chunks: list[bytes]) -> tuple[list[Event], str | None]:
 def test_an_event_of_the_largest_size_passes_and_one_byte_more_is_an_error() -> None:
     body = b"event: data\ndata:123\n\n"  # 11 + 1 + 8 bytes before the end of its last line
 
-    assert outcome(20, [body]) == ([Event("data", b"123")], None)
-    assert outcome(19, [body]) == (
-        [],
-        "server-sent event is larger than the limit of 19 bytes (max_response_bytes)",
-    )
+    for chunks in ([body], one_by_one(body)):
+        assert outcome(20, chunks) == ([Event("data", b"123")], None)
+        assert outcome(19, chunks) == (
+            [],
+            "server-sent event is larger than the limit of 19 bytes (max_response_bytes)",
+        )
 
 
 def test_events_before_the_one_that_is_too_large_are_returned_first() -> None:
