@@ -17,6 +17,10 @@ from ..errors import BufferFullError, InvalidArgumentError
 from . import json_mode, validate
 
 
+#: Said by `Batcher.add_many`: the iterator has ended.
+EXHAUSTED = object()
+
+
 @dataclass(frozen=True, slots=True)
 class Ack:
     """The server has stored a batch.
@@ -178,34 +182,33 @@ class Batcher:
         return self._add_slowly(body)
 
     def add_many(self, bodies: Iterator[Any]) -> Any:
-        """Put messages into batches until the iterator is exhausted or the buffer full.
+        """Put messages into batches, up to the end of the iterator or of a batch, or until the buffer is full.
 
         Returns:
-            The message that did not fit, or None.
+            `EXHAUSTED`, None if there may be more (call again), or the message that did not fit.
 
         Raises:
             As `add`; the messages before the offending one are in.
         """
-        while True:
-            room, append, overhead, floor = self._room, self._append, self._item_overhead, self._floor
-            leftover = None
-            try:
-                for body in bodies:
-                    if type(body) is bytes and (size := len(body) + overhead) <= room and body and body[0] > floor:
-                        room -= size
-                        append(body)
-                    else:
-                        leftover = body
-                        break
-            finally:
+        room, append, overhead, floor = self._room, self._append, self._item_overhead, self._floor
+        try:
+            for body in bodies:
+                if type(body) is bytes and body and body[0] > floor and (size := len(body) + overhead) <= room:
+                    room -= size
+                    append(body)
+                else:
+                    break
+            else:
+                return EXHAUSTED
+        finally:
+            if self.open is not None:
                 self._room = room
-            if leftover is None:
-                return None
-            leftover = validate.body(leftover, name="a message")
-            try:
-                self._add_slowly(leftover)
-            except BufferFullError:
-                return leftover
+        body = validate.body(body, name="a message")
+        try:
+            self._add_slowly(body)
+        except BufferFullError:
+            return body
+        return None
 
     def _add_slowly(self, body: Any) -> Any:
         body = validate.body(body)
