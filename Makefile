@@ -46,6 +46,7 @@ check: $(STAMP)
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
+	$(PY) -m pyright --pythonpath $(PY) tests/typing
 	$(PY) -m tests.typing.completeness
 	$(PY) -m pytest --quiet tests/test_imports.py tests/test_project.py
 	@if command -v duplicates >/dev/null; then echo 'duplicates (for information)'; duplicates; fi
