@@ -22,3 +22,9 @@ def _nothing_is_left_behind() -> Iterator[None]:
     """Collect garbage after each test, so that a leaked socket or coroutine fails the test that leaked it."""
     yield
     gc.collect()
+
+
+def pytest_collection_finish() -> None:
+    """Keep what importing has made out of those collections: they take a tenth of the time then."""
+    gc.collect()
+    gc.freeze()
