@@ -3,12 +3,84 @@
 Importing it imports no web server: `Server` loads uvicorn when it starts.
 """
 
+# Serving
 from .http import DurableStreamsApp as DurableStreamsApp
+
+# Writing a store of your own: the seam, what is asked, what is answered, and the decision that stores share
+from .json_messages import split_json as split_json
+from .offsets import Offset as Offset
+from .offsets import format_offset as format_offset
+from .offsets import parse_offset as parse_offset
+from .protocol import Appended as Appended
+from .protocol import AppendRequest as AppendRequest
+from .protocol import Commit as Commit
+from .protocol import Duplicate as Duplicate
+from .protocol import InvalidJson as InvalidJson
+from .protocol import Payload as Payload
+from .protocol import ProducerStamp as ProducerStamp
+from .protocol import ProducerState as ProducerState
+from .protocol import Reason as Reason
+from .protocol import Refused as Refused
+from .protocol import StreamState as StreamState
+from .protocol import decide as decide
 from .runner import Server as Server
+from .stores.base import BadOffset as BadOffset
+from .stores.base import Created as Created
+from .stores.base import CreateRequest as CreateRequest
+from .stores.base import Deleted as Deleted
+from .stores.base import Exists as Exists
+from .stores.base import Gone as Gone
+from .stores.base import Missing as Missing
+from .stores.base import SoftDeleted as SoftDeleted
+from .stores.base import Store as Store
+from .stores.base import StorePage as StorePage
+from .stores.base import StreamConfig as StreamConfig
+from .stores.base import StreamInfo as StreamInfo
+from .stores.base import StreamRef as StreamRef
+from .stores.base import Watch as Watch
+
+# Stores
 from .stores.memory import MemoryStore as MemoryStore
+from .timestamps import Instant as Instant
 
-__all__ = ["DurableStreamsApp", "MemoryStore", "Server"]
+__all__ = [
+    "AppendRequest",
+    "Appended",
+    "BadOffset",
+    "Commit",
+    "CreateRequest",
+    "Created",
+    "Deleted",
+    "Duplicate",
+    "DurableStreamsApp",
+    "Exists",
+    "Gone",
+    "Instant",
+    "InvalidJson",
+    "MemoryStore",
+    "Missing",
+    "Offset",
+    "Payload",
+    "ProducerStamp",
+    "ProducerState",
+    "Reason",
+    "Refused",
+    "Server",
+    "SoftDeleted",
+    "Store",
+    "StorePage",
+    "StreamConfig",
+    "StreamInfo",
+    "StreamRef",
+    "StreamState",
+    "Watch",
+    "decide",
+    "format_offset",
+    "parse_offset",
+    "split_json",
+]
 
-for _public in (DurableStreamsApp, MemoryStore, Server):
-    _public.__module__ = __name__
-del _public
+for _name in __all__:
+    if _name != "Offset":  # an alias of int
+        globals()[_name].__module__ = __name__
+del _name

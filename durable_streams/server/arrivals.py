@@ -73,4 +73,5 @@ class Arrivals:
         with anyio.move_on_after(since + patience - anyio.current_time()):
             await event.wait()
             return True
+        self.moved(path, stamp)  # removes the event; should others wait for it, they look once more
         return False

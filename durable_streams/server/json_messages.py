@@ -67,7 +67,7 @@ def require() -> None:
     _decoder()
 
 
-def split(body: bytes) -> Payload | InvalidJson:
+def split_json(body: bytes) -> Payload | InvalidJson:
     """Take a body apart: the elements of an array, or the one value it is.
 
     Returns:

@@ -114,7 +114,7 @@ def page_headers(app: DurableStreamsApp, read: Read, page: StorePage) -> tuple[H
     if read.preferred is not None:
         headers.append((b"preference-applied", b"max-page-bytes=%d" % read.preferred))
     if page.size > MIN_PAGE_BYTES or (read.preferred is not None and not up_to_date):
-        headers.append((b"vary", b"prefer"))
+        headers.append((b"vary", b"Prefer"))
     if read.from_now:
         headers.append(NO_STORE)
         return headers, None

@@ -12,7 +12,7 @@ from .._core import wire
 from .protocol import ProducerStamp, Refused, parse_stamp
 from .responses import CONNECTION_CLOSE, CONTENT_LENGTH, NO_STORE, Headers, Rejection, refusal
 from .stores.base import StreamConfig
-from .timestamps import parse_instant
+from .timestamps import Instant
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -38,6 +38,7 @@ _SINGLE = frozenset(
         wire.PRODUCER_SEQ,
     )
 )
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]{0,5})?")
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,15}")
 _LENGTH = re.compile(r"[0-9]{1,18}")
@@ -243,7 +244,7 @@ def parse_config(call: Call) -> StreamConfig:
         Rejection: if a header is malformed, or both `Stream-TTL` and `Stream-Expires-At` are there.
     """
     content_type = (call.header(wire.CONTENT_TYPE) or "").strip() or None
-    if content_type is not None and not wire.is_media_type(content_type):
+    if content_type is not None and (not wire.is_media_type(content_type) or _CONTROL_CHARACTERS.search(content_type)):
         raise Rejection(400, "the Content-Type is no media type")
     ttl_text, expires_text = call.header(wire.TTL), call.header(wire.EXPIRES_AT)
     if ttl_text is not None and expires_text is not None:
@@ -254,7 +255,7 @@ def parse_config(call: Call) -> StreamConfig:
         if ttl > wire.MAX_INTEGER:
             raise Rejection(400, "Stream-TTL must be a whole number of seconds without sign or leading zeros")
     if expires_text is not None:
-        expires_at = parse_instant(expires_text)
+        expires_at = Instant.parse(expires_text)
         if expires_at is None:
             raise Rejection(400, "Stream-Expires-At must be an RFC 3339 timestamp with a time zone")
     return StreamConfig(content_type, ttl, expires_at)

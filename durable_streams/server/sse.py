@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 EVENT_BYTES = 1 << 20
 
 _MAX_AGE_JITTER = 0.1
-# Events kept per stream: the newest, and one or two before it for readers that are a step behind.
-_KEPT_EVENTS = 3
+# Bytes of events kept per stream: the newest, and those before it for readers that are a step behind.
+_KEPT_BYTES = EVENT_BYTES
 
 
 class Event:
@@ -97,8 +97,9 @@ class StreamEvents:
         self._ref = info.ref
         self._json = wire.is_json(info.content_type)
         self._text = wire.is_text(info.content_type)
-        self._lock = anyio.Lock()
+        self._lock = anyio.Lock(fast_acquire=True)
         self._kept: dict[tuple[Offset, Offset, bool], Event] = {}
+        self._kept_bytes = 0
 
     @property
     def binary(self) -> bool:
@@ -122,11 +123,17 @@ class StreamEvents:
                 event = await self._build(page)
             finally:
                 await page.aclose()
-            if event.up_to_date and (event.tail, event.closed) == key[1:]:
-                while len(self._kept) >= _KEPT_EVENTS:
-                    del self._kept[next(iter(self._kept))]
-                self._kept[key] = event
+            if self.readers > 1 and event.offset == event.tail == key[1] and event.closed == key[2]:
+                self._keep(key, event)
             return event
+
+    def _keep(self, key: tuple[Offset, Offset, bool], event: Event) -> None:
+        """Keep an event that ends at the tail: the other readers are about to want it."""
+        self._kept_bytes += len(event.data)
+        while self._kept and self._kept_bytes > _KEPT_BYTES:
+            oldest = next(iter(self._kept))
+            self._kept_bytes -= len(self._kept.pop(oldest).data)
+        self._kept[key] = event
 
     async def _build(self, page: StorePage) -> Event:
         pieces = []

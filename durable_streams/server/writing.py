@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import anyio
@@ -25,7 +26,7 @@ _LARGE_BYTES = 64 * 1024
 def _payload(body: bytes, content_type: str | None) -> Payload | InvalidJson | None:
     if not body:
         return None
-    return json_messages.split(body) if is_json(content_type) else Payload(body)
+    return json_messages.split_json(body) if is_json(content_type) else Payload(body)
 
 
 async def put(app: DurableStreamsApp, call: Call) -> None:
@@ -90,12 +91,12 @@ async def post(app: DurableStreamsApp, call: Call) -> None:
         if isinstance(found, Missing | Gone):
             raise refusal(found)
     if stamp is None:
-        result = await app.store.append(await _read_append(app, call, None, seq), app.clock())
-    elif large:
-        with app.arrivals.uploading(call.path, stamp):
-            result = await _append_in_order(app, await _read_append(app, call, stamp, seq), stamp)
+        request = await _read_append(app, call, None, seq)
+        result = await app.store.append(request, app.clock())
     else:
-        result = await _append_in_order(app, await _read_append(app, call, stamp, seq), stamp)
+        with app.arrivals.uploading(call.path, stamp) if large else nullcontext():
+            request = await _read_append(app, call, stamp, seq)
+            result = await _append_in_order(app, request, stamp)
     if isinstance(result, Refused):
         raise refusal(result)
     headers: Headers = [next_offset(result.tail)]
@@ -105,7 +106,7 @@ async def post(app: DurableStreamsApp, call: Call) -> None:
         await call.answer(204, headers)
     else:
         headers += producer_headers(result.producer)
-        await call.answer(200 if isinstance(result, Appended) and length != 0 else 204, headers)
+        await call.answer(200 if isinstance(result, Appended) and request.payload is not None else 204, headers)
 
 
 async def _read_append(

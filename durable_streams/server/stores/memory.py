@@ -51,7 +51,7 @@ _PRODUCER_SWEEP = 3600.0
 
 
 class MemoryStore:
-    """Keeps streams in memory.
+    """Keeps streams in memory, as long as the object lives: closing it and opening it again loses nothing.
 
     Args:
         incarnations: Makes the name of each new incarnation.
@@ -67,8 +67,9 @@ class MemoryStore:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for stream in list(self._streams.values()):
-            self._remove(stream)
+        for stream in self._streams.values():
+            stream.openings += 1
+            stream.wake()
 
     def __repr__(self) -> str:
         return f"<MemoryStore with {len(self._streams)} streams>"
@@ -186,6 +187,7 @@ class _Stream:
         "ends",
         "json",
         "messages",
+        "openings",
         "producers",
         "producers_swept",
         "ref",
@@ -205,6 +207,7 @@ class _Stream:
         self.producers_swept = now
         self.accessed = now
         self.attached = 0
+        self.openings = 0  # of the store; who watched in an earlier one is gone
         self.changed: anyio.Event | None = None
         self.removed = False
 
@@ -319,10 +322,11 @@ class _Page:
 class _Watch:
     """One attached reader."""
 
-    __slots__ = ("_attached", "_stream")
+    __slots__ = ("_attached", "_opening", "_stream")
 
     def __init__(self, stream: _Stream) -> None:
         self._stream = stream
+        self._opening = stream.openings
         self._attached = True
         stream.attached += 1
 
@@ -336,7 +340,8 @@ class _Watch:
 
     @property
     def gone(self) -> bool:
-        return self._stream.removed or self._stream.state.deleted
+        stream = self._stream
+        return stream.removed or stream.state.deleted or stream.openings != self._opening
 
     async def wait(self, seen: Offset) -> None:
         stream = self._stream
