@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Iterator
 
+import hypothesis  # noqa: F401  # its first import looks at trio's referrers, which the freeze below would hide
 import pytest
 
 
