@@ -1,7 +1,7 @@
 """Durable streams for Python: append-only logs behind URLs, read from any position and followed live.
 
 Reading:      `stream`, or `DurableStream.stream`; both give a `StreamResponse`
-Writing:      `DurableStream`
+Writing:      `DurableStream`; `IdempotentProducer` for exactly-once, batched and pipelined
 Positions:    `Checkpoint`
 Policies:     `BackoffOptions`, `SSEResilience`
 Errors:       one tree below `DurableStreamError`, drawn in `durable_streams.errors`
@@ -37,6 +37,15 @@ from ._client.results import HeadResult as HeadResult
 from ._client.results import ProducerStamp as ProducerStamp
 from ._client.results import Result as Result
 
+# Writing exactly once
+from ._client.producer import BatchInfo as BatchInfo
+from ._client.producer import Batching as Batching
+from ._client.producer import FlushResult as FlushResult
+from ._client.producer import IdempotentProducer as IdempotentProducer
+from ._client.producer import ProducerStatistics as ProducerStatistics
+from ._client.receipt import Receipt as Receipt
+from ._core.batcher import Ack as Ack
+
 # Positions
 from ._core.checkpoint import Checkpoint as Checkpoint
 
@@ -56,6 +65,7 @@ from ._transport.base import Transport as Transport
 
 # Errors
 from .errors import AlreadyClosedError as AlreadyClosedError
+from .errors import BufferFullError as BufferFullError
 from .errors import BusyResourceError as BusyResourceError
 from .errors import ConflictError as ConflictError
 from .errors import DurableStreamError as DurableStreamError
@@ -67,18 +77,24 @@ from .errors import ParseError as ParseError
 from .errors import RequestTimeoutError as RequestTimeoutError
 from .errors import RetentionGoneError as RetentionGoneError
 from .errors import SeqConflictError as SeqConflictError
+from .errors import SequenceGapError as SequenceGapError
 from .errors import SSENotSupportedError as SSENotSupportedError
+from .errors import StaleEpochError as StaleEpochError
 from .errors import StreamClosedError as StreamClosedError
 from .errors import StreamConsumedError as StreamConsumedError
 from .errors import StreamExistsError as StreamExistsError
 from .errors import StreamNotFoundError as StreamNotFoundError
 
 __all__ = [
+    "Ack",
     "AlreadyClosedError",
     "AppendResult",
     "BackoffOptions",
     "Batch",
+    "BatchInfo",
     "BatchIterator",
+    "Batching",
+    "BufferFullError",
     "BusyResourceError",
     "BytesBatch",
     "Checkpoint",
@@ -90,8 +106,10 @@ __all__ = [
     "DurableStreamError",
     "Exchange",
     "FetchError",
+    "FlushResult",
     "HeadResult",
     "HeaderValue",
+    "IdempotentProducer",
     "IncompleteBodyError",
     "InvalidArgumentError",
     "ItemIterator",
@@ -101,7 +119,9 @@ __all__ = [
     "ParamValue",
     "ParseError",
     "ProducerStamp",
+    "ProducerStatistics",
     "ReadStatistics",
+    "Receipt",
     "Recovery",
     "RequestTimeoutError",
     "Result",
@@ -110,6 +130,8 @@ __all__ = [
     "SSENotSupportedError",
     "SSEResilience",
     "SeqConflictError",
+    "SequenceGapError",
+    "StaleEpochError",
     "StreamClosedError",
     "StreamConsumedError",
     "StreamExistsError",

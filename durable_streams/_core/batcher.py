@@ -16,7 +16,6 @@ from typing import Any, Protocol
 from ..errors import BufferFullError, InvalidArgumentError
 from . import json_mode, validate
 
-
 #: Said by `Batcher.add_many`: the iterator has ended.
 EXHAUSTED = object()
 
@@ -246,6 +245,11 @@ class Batcher:
         if self.max_batch_items is not None and len(batch.items) >= self.max_batch_items:
             self.seal()
         return promise
+
+    @property
+    def last_promise(self) -> Any:
+        """The promise of the message that was added last; None if there was none."""
+        return self._promise
 
     # -- Room ----------------------------------------------------------------------------------------------
 

@@ -186,9 +186,9 @@ class Retried:
 
 @dataclass(frozen=True, slots=True)
 class StreamEnded:
-    """The stream is closed by our own request, at this offset."""
+    """The stream is closed by our own request."""
 
-    offset: str | None
+    head: Head
     ack: Ack
 
 
@@ -244,6 +244,7 @@ class ProducerSession:
         self._in_flight = 0
         self._saturated = False
         self._flush_to = 0
+        self._pause_after = math.inf
         self._closing: Batch | None = None
         self._undelivered: deque[Batch] = deque()
 
@@ -262,6 +263,11 @@ class ProducerSession:
         if self.batcher.sealed:
             return self.batcher.sealed[0].number - 1
         return self.batcher.last_number - (1 if self.batcher.open else 0)
+
+    @property
+    def undelivered_messages(self) -> int:
+        """Messages of batches that failed."""
+        return sum(len(batch.items) for batch in self._undelivered)
 
     @property
     def gated(self) -> bool:
@@ -331,11 +337,13 @@ class ProducerSession:
             if batch.opened is None:  # While all lanes were busy it has waited long enough.
                 batch.opened = -math.inf if self._saturated else now
             due = batch.opened + self.options.linger
+            if batch.number > self._pause_after:
+                return math.inf
             if now < due and batch.number > self._flush_to:
                 return due
             batcher.seal()
             batcher.needs_poll = False
-        if not batcher.sealed:
+        if not batcher.sealed or batcher.sealed[0].number > self._pause_after:
             return math.inf
         batch = batcher.sealed.popleft()
         batch.stamp = (self.epoch, self.next_seq)
@@ -492,7 +500,7 @@ class ProducerSession:
             self.state = State.CLOSED
             self.batcher.refuse(AlreadyClosedError("the producer has closed the stream", url=self.options.url))
             batch.promise.resolve(ack)
-            return [StreamEnded(offset, ack)]
+            return [StreamEnded(head, ack)]
         self.duplicates += ack.duplicate
         return self._confirm(batch, ack)
 
@@ -693,6 +701,15 @@ class ProducerSession:
             batch.items.append(final)
         self._closing = batch
 
+    def pause(self) -> None:
+        """Dispatch nothing that is added from now on, until `resume` or `restart`."""
+        self._pause_after = self.flush()
+
+    def resume(self) -> None:
+        """Dispatch again."""
+        self._pause_after = math.inf
+        self.batcher.needs_poll = True
+
     def restart(self, *, resend: bool) -> int:
         """Begin a new epoch; returns how many messages are queued again.
 
@@ -709,6 +726,7 @@ class ProducerSession:
         self._gate = True
         self._claims_in_row = 0
         self.batcher.refuse(None)
+        self.resume()
         return self.batcher.requeue(item for batch in undelivered for item in batch.items) if resend else 0
 
     def abort(self) -> list[Outcome]:
