@@ -30,6 +30,7 @@ _MARK = bytes(0x30 if byte in b"-0123456789" else 0x20 for byte in range(256))
 _RUN = b"0" * 20
 _STRIDE = 5
 _SAMPLED_RUN = b"0" * (len(_RUN) // _STRIDE)
+_CHUNK = 1 << 16  # copies stay in the processor's cache
 _LONG_INTEGER = re.compile(rb"(?<![.eE+])(?:-[0-9]{19}|[0-9]{20})[0-9]*+(?![.eE])")
 _REST_OF_RUN = re.compile(rb"[-0-9]*+")
 
@@ -41,18 +42,23 @@ def _refuse_constant(name: str) -> None:
 _decoder = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
-def _has_long_integer(text: bytes) -> bool:
-    """Whether there may be a long integer: the closer look at a text whose sample may have one.
+def _may_have_long_integer(text: bytes) -> bool:
+    """Whether orjson might turn an integer of this text into a float. A wrong yes costs time and does no harm."""
+    for start in range(0, len(text) - len(_RUN) + 1, _CHUNK):
+        end = start + _CHUNK + len(_RUN) - 1  # the beginning of what begins in this chunk, at least
+        if _SAMPLED_RUN in text[start:end:_STRIDE].translate(_MARK) and _has_long_integer(text[start:end]):
+            return True
+    return False
 
-    Fractions, dates and rulers of hyphens are passed over. Digits in a string may pass for an integer: that costs time
-    and does no harm.
-    """
-    marks = text.translate(_MARK)
+
+def _has_long_integer(chunk: bytes) -> bool:
+    """The closer look at a chunk whose sample has a run: passes over fractions, dates and rulers of hyphens."""
+    marks = chunk.translate(_MARK)
     start = marks.find(_RUN)
     while start >= 0:
-        if _LONG_INTEGER.match(text, start):
+        if _LONG_INTEGER.match(chunk, start):
             return True
-        rest = _REST_OF_RUN.match(text, start)
+        rest = _REST_OF_RUN.match(chunk, start)
         assert rest is not None  # it matches the empty text, too
         start = marks.find(_RUN, rest.end())
     return False
@@ -60,7 +66,7 @@ def _has_long_integer(text: bytes) -> bool:
 
 def _loads(text: bytes) -> Any:
     """Decode one JSON text. Raises ValueError or RecursionError."""
-    if _SAMPLED_RUN in text[::_STRIDE].translate(_MARK) and _has_long_integer(text):
+    if _may_have_long_integer(text):
         return _decoder.decode(text.decode("utf-8"))
     try:
         return orjson.loads(text)
@@ -102,10 +108,10 @@ def decode_items(
             value = _decode_again(decode, text, error, offset, url)
         if not isinstance(value, list):
             items.append(value)
-        elif items:
+        elif items or loads is not None:
             items += value
         else:
-            items = value
+            items = value  # our own list: no need to copy it
     return items
 
 
@@ -115,15 +121,29 @@ def _decode_again(
     """Decode a text without the comma before its last bracket, which an example of the protocol has."""
     stripped = text.strip(_SPACE)
     if stripped.startswith(b"[") and stripped.endswith(b"]"):
-        inner = stripped[1:-1].rstrip(_SPACE)
-        if inner.endswith(b",") and inner[:-1].strip(_SPACE):
+        inner = _without_comma(stripped[1:-1])
+        if inner is not None:
             try:
-                return decode(b"[%b]" % inner[:-1])
+                return decode(b"[%b]" % inner)
             except (ValueError, RecursionError) as again:
                 error = again
     where = "batch" if offset is None else f"batch at offset {offset!r}"
-    reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-    raise ParseError(f"{where} is not valid JSON: {reason}", preview=preview(text), offset=offset, url=url) from error
+    raise ParseError(
+        f"{where} is not valid JSON: {_reason(error)}", preview=preview(text), offset=offset, url=url
+    ) from error
+
+
+def _without_comma(inner: bytes) -> bytes | None:
+    """The inside of an array without exactly one comma at its end; None if there is none, or nothing before it."""
+    before, comma, after = inner.rpartition(b",")
+    if not comma or after.strip(_SPACE):
+        return None
+    before = before.strip(_SPACE)
+    return before if before and not before.endswith(b",") else None
+
+
+def _reason(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def encode_item(value: Any) -> bytes:
@@ -200,8 +220,9 @@ def check_item(text: bytes, *, validate: bool = False) -> None:
         try:
             _loads(text)
         except (ValueError, RecursionError) as error:
-            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-            raise InvalidArgumentError(f"item must be one JSON text, got {preview(text)!r}: {reason}") from error
+            raise InvalidArgumentError(
+                f"item must be one JSON text, got {preview(text)!r}: {_reason(error)}"
+            ) from error
 
 
 def frame(items: Sequence[bytes]) -> bytes:
@@ -217,8 +238,8 @@ def is_empty(body: bytes) -> bool:
 def join_arrays(parts: Iterable[bytes], *, offset: str | None = None, url: str | None = None) -> bytes:
     """One JSON array text with the items of all these JSON texts, each as it stands.
 
-    The parts count as in `decode_items`. Arrays are not parsed, only their brackets are looked at: decode the result,
-    or trust the server.
+    The parts count as in `decode_items`. Arrays are not parsed, only their brackets are looked at: who doubts the
+    server decodes the result.
 
     Raises:
         ParseError: if an array does not end in its bracket, or a text that is no array is not valid JSON.
@@ -226,16 +247,12 @@ def join_arrays(parts: Iterable[bytes], *, offset: str | None = None, url: str |
     inner: list[bytes] = []
     for part in parts:
         text = part.removeprefix(_BOM).strip(_SPACE)
-        if text.startswith(b"["):
-            if len(text) < 2 or not text.endswith(b"]"):
-                _loads_part(text, offset, url)
+        if text.startswith(b"[") and text.endswith(b"]"):
             text = text[1:-1].strip(_SPACE)
+            if text.endswith(b","):
+                text = _without_comma(text) or text
         elif text:
-            _loads_part(text, offset, url)
+            decode_items((text,), offset=offset, url=url)
         if text:
             inner.append(text)
     return frame(inner)
-
-
-def _loads_part(text: bytes, offset: str | None, url: str | None) -> None:
-    decode_items((text,), offset=offset, url=url)
