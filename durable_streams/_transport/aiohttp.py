@@ -44,7 +44,7 @@ from ..errors import (
 )
 from .base import Timeouts
 from .deadline import Deadline
-from .failures import Row, translate
+from .failures import Row, check_url, translate
 from .headers import idle_seconds
 from .proxies import Proxies
 from .version import user_agent
@@ -135,6 +135,7 @@ class AiohttpTransport:
         timeouts: Timeouts,
     ) -> AiohttpExchange:
         """Send one request and wait for the head of its answer: see `Transport.open`."""
+        check_url(url)
         session = self._get_session()
         while True:
             attempt = _Attempt(self, url, timeouts)
@@ -274,8 +275,16 @@ class AiohttpExchange:
         self._attempt = attempt
         self._response = response
         self._content = response.content
+        # No length and no chunks: the body ends with its connection.
+        self._until_close = not (
+            "content-length" in headers
+            or "transfer-encoding" in headers
+            or response.method == "HEAD"
+            or response.status in (204, 304)
+        )
         self._deadline: Deadline | None = None
         self._closed = False
+        self._complete = False
         attempt.response = response
         idle = idle_seconds(headers, transport._keepalive_expiry)
         response.content.on_eof(lambda: attempt.rest(idle))
@@ -285,6 +294,8 @@ class AiohttpExchange:
 
     async def receive(self) -> bytes:
         """The next piece of the body, b"" when it is complete: see `Exchange.receive`."""
+        if self._complete:
+            return b""
         if self._closed:
             raise AlreadyClosedError("the exchange was closed")
         if self._deadline is not None:
@@ -316,11 +327,11 @@ class AiohttpExchange:
                 assert deadline is not None, "only a deadline ends the wait without an error"
                 raise deadline.error(attempt.url, "body") from error
             raise attempt.translate(error, "body") from error
-        lost = attempt.lost()
+        lost = attempt.lost() if self._until_close else None
         await self.aclose()
         if lost is not None:
             raise attempt.translate(lost, "body") from lost
-        self._closed = False  # asking a complete body again gives b"" again
+        self._complete = True
         return b""
 
     async def aclose(self) -> None:
@@ -376,10 +387,7 @@ class _Attempt:
             self._transport._served[self.protocol] = time.monotonic() + idle
 
     def lost(self) -> BaseException | None:
-        """Why the connection was lost, if that was no orderly end.
-
-        A body without length and chunks ends with its connection, and aiohttp takes a reset for such an end.
-        """
+        """Why the connection was lost, if that was no orderly end: aiohttp takes a reset for the end of a body."""
         lost = self.protocol.exception()
         return lost if isinstance(lost, OSError) else None
 
@@ -497,7 +505,7 @@ class _ExpiredError(Exception):
 
 
 def _unheard(error: BaseException) -> bool:
-    """Whether the connection ended before the first byte of an answer."""
+    """Whether the connection ended before the first byte of an answer, not counting informational ones."""
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return error.message == "Server disconnected"  # else it holds the begun answer
     return isinstance(error, OSError)

@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Sequence
 
 from .._core import wire
-from ..errors import DurableStreamError, NetworkError, Phase
+from ..errors import DurableStreamError, InvalidArgumentError, NetworkError, Phase
 
 #: (foreign error, our error, what happened in words).
 Row = tuple[type[BaseException], type[DurableStreamError], str]
@@ -34,6 +34,16 @@ def translate(
             return ours(message, phase=phase, reused=reused, url=shown)
         return ours(message, url=shown)
     raise error
+
+
+def check_url(url: str) -> None:
+    """Refuse a URL that cannot be sent as it is.
+
+    Raises:
+        InvalidArgumentError: it is not http or https, or is not encoded.
+    """
+    if not url.isascii() or not url.startswith(("http://", "https://")):
+        raise InvalidArgumentError(f"url must be an encoded http or https URL, got {url[:40]!r}")
 
 
 def tls_error(error: BaseException | None) -> ssl.SSLError | None:

@@ -6,6 +6,8 @@ wraps each of trio's streams in a `_Stream`, which
 
 * knows whether the answer has begun, and whether the connection had served before: what `NetworkError.reused` says;
 * sends a request's head together with its body, in one write where httpcore2 makes two;
+* reads ahead while a body is sent: httpcore2 sends everything first, and so would miss an early answer, such as 413,
+  for as long as the server does not read or the user's iterable does not yield;
 * says when the connection has been idle for too long, so that the pool drops it.
 
 httpcore2's own time limits are not used: one `Deadline` bounds the call, stage by stage.
@@ -15,12 +17,15 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import ssl
 import time
 import warnings
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
-from typing import Any, cast
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import anyio
@@ -39,10 +44,12 @@ from ..errors import (
 )
 from .base import Timeouts
 from .deadline import Deadline
-from .failures import Row, tls_error, translate
+from .failures import Row, check_url, tls_error, translate
 from .headers import idle_seconds
 from .proxies import Proxies, Proxy
 from .version import user_agent
+
+T = TypeVar("T")
 
 
 class _UnheardError(httpcore2.ReadError):
@@ -84,6 +91,8 @@ BODY_ERRORS: tuple[Row, ...] = (
 _JOINED = 64 * 1024
 #: Bytes asked from a socket at once.
 _READ_SIZE = 256 * 1024
+#: The start of an answer that is not merely informational, perhaps after some that are.
+_FINAL_STATUS = re.compile(rb"(?:HTTP/1\.\d 1.*?\r\n\r\n)*HTTP/1\.\d [^1]", re.DOTALL)
 _BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
 
 
@@ -142,6 +151,7 @@ class HTTPCoreTransport:
         timeouts: Timeouts,
     ) -> HTTPCoreExchange:
         """Send one request and wait for the head of its answer: see `Transport.open`."""
+        check_url(url)
         if self._closed:
             raise AlreadyClosedError("the transport was closed")
         self._check_token()
@@ -153,6 +163,7 @@ class HTTPCoreTransport:
         error: BaseException | None = None
         exchange: HTTPCoreExchange | None = None
         self._deadlines.add(deadline)
+        current = _current_upload.set(upload)
         try:
             with deadline:
                 response = await pool.handle_async_request(request)
@@ -160,6 +171,7 @@ class HTTPCoreTransport:
         except Exception as caught:
             error = caught
         finally:
+            _current_upload.reset(current)
             self._deadlines.discard(deadline)
         if exchange is not None:
             self._exchanges.add(exchange)
@@ -190,10 +202,7 @@ class HTTPCoreTransport:
             lines.append((b"transfer-encoding", b"chunked"))
         elif (body or method in _BODY_METHODS) and "content-length" not in headers:
             lines.append((b"content-length", b"%d" % len(body)))
-        try:
-            address = httpcore2.URL(scheme=parts.scheme, host=host, port=parts.port, target=target)
-        except UnicodeEncodeError as error:
-            raise InvalidArgumentError(f"url must be encoded, got {url!r}") from error
+        address = httpcore2.URL(scheme=parts.scheme, host=host, port=parts.port, target=target)
         proxy = self._proxies.find(parts.scheme, host, parts.port)
         return httpcore2.Request(method, address, headers=lines, extensions={}), self._pool(parts.scheme, proxy)
 
@@ -281,12 +290,12 @@ class HTTPCoreExchange:
 
     async def receive(self) -> bytes:
         """The next piece of the body, b"" when it is complete: see `Exchange.receive`."""
+        if self._complete:
+            return b""
         if self._closed:
             raise AlreadyClosedError("the exchange was closed")
         if self._deadline is not None:
             raise BusyResourceError("another task is already receiving from this exchange")
-        if self._complete:
-            return b""
         error: BaseException | None = None
         data: bytes | None = None
         deadline = self._deadline = Deadline(self._timeouts, "read")
@@ -352,6 +361,7 @@ class _Upload:
     Attributes:
         complete: Whether all of it was taken.
         error: What the user's iterable raised.
+        stream: The connection it is sent on, once that is known.
     """
 
     def __init__(self, body: bytes | AsyncIterable[bytes], deadline: Deadline) -> None:
@@ -359,6 +369,7 @@ class _Upload:
         self._deadline = deadline
         self.complete = False
         self.error: Exception | None = None
+        self.stream: _Stream | None = None
 
     async def __aiter__(self) -> AsyncGenerator[bytes, None]:
         if isinstance(self._body, bytes):
@@ -367,20 +378,16 @@ class _Upload:
                 yield self._body
             return
         yield b""  # sends the head: the server may answer before the first piece
+        assert self.stream is not None, "httpcore2 has chosen a connection"
         iterator = aiter(self._body)
         try:
             while True:
                 self._deadline.pause()
-                try:
-                    piece = await anext(iterator)
-                except StopAsyncIteration:
-                    self.complete = True
-                    self._deadline.move("write")
-                    return
-                except Exception as error:
-                    self.error = error
-                    raise
+                piece = await self.stream.unless_answered(partial(self._next, iterator))
                 self._deadline.move("write")
+                if piece is None:
+                    self.complete = True
+                    return
                 if piece:
                     yield piece
         finally:
@@ -388,6 +395,18 @@ class _Upload:
             if aclose is not None:
                 with anyio.CancelScope(shield=True):
                     await aclose()
+
+    async def _next(self, iterator: AsyncIterator[bytes]) -> bytes | None:
+        try:
+            return await anext(iterator)
+        except StopAsyncIteration:
+            return None
+        except Exception as error:
+            self.error = error
+            raise
+
+
+_current_upload: ContextVar[_Upload] = ContextVar("_current_upload")
 
 
 class _Backend(httpcore2.AsyncNetworkBackend):
@@ -427,6 +446,8 @@ class _Stream(httpcore2.AsyncNetworkStream):
         self._fresh = True
         self._heard = False
         self._held: bytes | None = None
+        self._ahead = bytearray()
+        self._ahead_end: bytes | httpcore2.ReadError | None = None
         self._expires = math.inf
         streams.add(self)
 
@@ -446,29 +467,73 @@ class _Stream(httpcore2.AsyncNetworkStream):
             self._heard = False
             self._requests += 1
             self._held = buffer
+            _current_upload.get().stream = self
             return
         held, self._held = self._held, None
+        if len(buffer) <= _JOINED:
+            await self._inner.write(buffer if held is None else held + buffer, timeout)
+            return
         if held is not None:
-            if len(buffer) > _JOINED:
-                await self._inner.write(held, timeout)
-            else:
-                buffer = held + buffer
-        await self._inner.write(buffer, timeout)
+            await self._inner.write(held, timeout)
+        await self.unless_answered(partial(self._inner.write, buffer, timeout))
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if self._held is not None:
             await self.write(b"", timeout)
-        try:
-            data = await self._inner.read(max(max_bytes, _READ_SIZE), timeout)
-        except httpcore2.ReadError as error:
+        data: bytes | httpcore2.ReadError
+        if self._ahead:
+            data = bytes(self._ahead)
+            self._ahead.clear()
+        else:
+            data = await self._receive() if self._ahead_end is None else self._ahead_end
+        if isinstance(data, httpcore2.ReadError):
             if self._heard:
-                raise
-            raise _UnheardError(str(error.__cause__ or error), self._requests > 1) from error
+                raise data
+            raise _UnheardError(str(data.__cause__ or data), self._requests > 1) from data
         if data:
             self._heard = True
         elif not self._heard:
             raise _UnheardError("end of stream", self._requests > 1)
         return data
+
+    async def unless_answered(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do a part of sending the request; stop it when the server answers or hangs up.
+
+        Raises:
+            httpcore2.WriteError: it was stopped. To httpcore2 this means: go on to read the answer.
+        """
+        results: list[T] = []
+        errors: list[Exception] = []
+
+        async def read_ahead() -> None:
+            while self._ahead_end is None and not _FINAL_STATUS.match(self._ahead):
+                if len(self._ahead) >= _READ_SIZE:
+                    break
+                data = await self._receive()
+                if data and isinstance(data, bytes):
+                    self._ahead += data
+                else:
+                    self._ahead_end = data
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_ahead)
+            try:
+                results.append(await work())
+            except Exception as error:
+                errors.append(error)
+            nursery.cancel_scope.cancel()
+        if errors:
+            raise errors[0]
+        if not results:
+            raise httpcore2.WriteError("the server answered before it had the whole request")
+        return results[0]
+
+    async def _receive(self) -> bytes | httpcore2.ReadError:
+        try:
+            return await self._inner.read(_READ_SIZE)
+        except httpcore2.ReadError as error:
+            return error
 
     async def aclose(self) -> None:
         self._streams.discard(self)

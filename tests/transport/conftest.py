@@ -1,0 +1,18 @@
+"""A network transport for each loop, closed after its test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from durable_streams import Transport
+from durable_streams._transport.default import open_default_transport
+
+
+@pytest.fixture
+async def transport(anyio_backend: object) -> AsyncIterator[Transport]:
+    """The running loop's transport, without the proxies of whoever runs the tests."""
+    made = open_default_transport(proxies={})
+    yield made
+    await made.aclose()
