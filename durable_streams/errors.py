@@ -97,12 +97,12 @@ class DurableStreamError(Exception):
         self.message = message
         if "code" in facts:
             self.code = facts["code"]
-        self.status = facts.get("status")
-        self.url = facts.get("url")
-        self.details = facts.get("details")
-        self.headers = facts.get("headers")
-        self.maybe_applied = facts.get("maybe_applied", False)
-        self.retry_after = facts.get("retry_after")
+        self.status: int | None = facts.get("status")
+        self.url: str | None = facts.get("url")
+        self.details: Any = facts.get("details")
+        self.headers: dict[str, str] | None = facts.get("headers")
+        self.maybe_applied: bool = facts.get("maybe_applied", False)
+        self.retry_after: float | None = facts.get("retry_after")
         self.attempt = 0
 
     def __str__(self) -> str:
@@ -255,7 +255,7 @@ class ParseError(DurableStreamError):
 
     def __init__(self, message: str, *, preview: str = "", offset: str | None = None, **facts: Unpack[Facts]) -> None:
         super().__init__(message, **facts)
-        self.preview = preview[:100]
+        self.preview: str = preview[:100]
         self.offset = offset
 
 

@@ -3,6 +3,11 @@
 Importing it imports no web server: `Server` loads uvicorn when it starts.
 """
 
+# Refuse to be half of another distribution before anything is imported.
+from .._collision import refuse_collision
+
+refuse_collision()
+
 # Serving
 from .http import DurableStreamsApp as DurableStreamsApp
 

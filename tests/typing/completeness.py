@@ -36,9 +36,13 @@ def main() -> int:
     result = answer["typeCompleteness"]
     for item in answer["generalDiagnostics"]:
         print(item["severity"], item["message"], sep=": ")
+    # What a public name refers to counts too; names that are only unknown because of others are left out.
     for symbol in result["symbols"]:
-        if symbol["isExported"] and (symbol["isTypeAmbiguous"] or not symbol["isTypeKnown"]):
-            print(symbol["name"], *(item["message"] for item in symbol["diagnostics"]), sep="\n    ")
+        reasons = [
+            item["message"].strip() for item in symbol["diagnostics"] if item["severity"] in ("error", "warning")
+        ]
+        if reasons and (symbol["isTypeAmbiguous"] or not symbol["isTypeKnown"]):
+            print(symbol["name"], *reasons, sep="\n    ")
     counts, score = result["exportedSymbolCounts"], result["completenessScore"]
     total = sum(counts.values())
     print(f"public types: {100 * score:.1f} % known ({counts['withKnownType']} of {total} symbols)")
