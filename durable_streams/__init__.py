@@ -5,7 +5,7 @@ Writing:      `DurableStream`; `IdempotentProducer` for exactly-once, batched an
 Positions:    `Checkpoint`
 Policies:     `BackoffOptions`, `SSEResilience`
 Errors:       one tree below `DurableStreamError`, drawn in `durable_streams.errors`
-Transports:   `ASGITransport` talks to an application in the same process; others are chosen by the running loop
+Transports:   `open_transport` makes one to share, `ASGITransport` one to an application in the same process
 
 `durable_streams.server` has a server to run or embed, `durable_streams.testing` what tests need.
 """
@@ -14,6 +14,8 @@ Transports:   `ASGITransport` talks to an application in the same process; other
 from ._collision import refuse_collision
 
 refuse_collision()
+
+import logging as _logging
 
 # Reading
 from ._client.stream import stream as stream
@@ -59,6 +61,7 @@ from ._core.exchange import RetryDetails as RetryDetails
 from ._core.read_session import SSEResilience as SSEResilience
 
 # Transports
+from ._transport.default import open_transport as open_transport
 from ._transport.base import Exchange as Exchange
 from ._transport.base import Timeouts as Timeouts
 from ._transport.base import Transport as Transport
@@ -141,11 +144,23 @@ __all__ = [
     "TextBatch",
     "Timeouts",
     "Transport",
+    "open_transport",
     "stream",
 ]
+
+# Our loggers are silent unless asked: without a handler of the user's, warnings would go to standard error.
+_logging.getLogger(__name__).addHandler(_logging.NullHandler())
 
 # The address a user would type, in tracebacks, docs and pickles.
 for _value in list(globals().values()):
     if getattr(_value, "__module__", "").startswith(__name__ + "."):
         _value.__module__ = __name__
 del _value
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":  # Read when asked for: importlib.metadata costs more than the rest of the import.
+        from ._transport.version import version
+
+        return version()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -60,9 +60,9 @@ class TransportOwner:
         if self._closed:
             raise AlreadyClosedError("the handle was closed")
         if self._transport is None:
-            from .._transport.default import open_default_transport  # Imported when first needed.
+            from .._transport.default import open_transport  # Imported when first needed.
 
-            self._transport = open_default_transport()
+            self._transport = open_transport()
         return self._transport
 
     async def aclose(self) -> None:

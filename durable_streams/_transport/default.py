@@ -10,7 +10,7 @@ import anyio
 from .base import Transport
 
 
-def open_default_transport(
+def open_transport(
     *,
     ssl_context: ssl.SSLContext | None = None,
     proxies: Mapping[str, str] | None = None,

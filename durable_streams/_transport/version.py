@@ -1,4 +1,4 @@
-"""How this library introduces itself to servers."""
+"""The version of this library, and how it introduces itself to servers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from importlib import metadata
 
 
 @cache
-def user_agent() -> str:
-    """`durable-streams-anyio/<version>`; "0" if the package runs without being installed."""
+def version() -> str:
+    """The installed version; "0" if the package runs without being installed."""
     try:
-        version = metadata.version("durable-streams-anyio")
+        return metadata.version("durable-streams-anyio")
     except metadata.PackageNotFoundError:
-        version = "0"
-    return f"durable-streams-anyio/{version}"
+        return "0"
+
+
+def user_agent() -> str:
+    """`durable-streams-anyio/<version>`."""
+    return f"durable-streams-anyio/{version()}"

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from durable_streams import Transport
-from durable_streams._transport.default import open_default_transport
+from durable_streams._transport.default import open_transport
 
 
 @pytest.fixture
 async def transport(anyio_backend: object) -> AsyncIterator[Transport]:
     """The running loop's transport, without the proxies of whoever runs the tests."""
-    made = open_default_transport(proxies={})
+    made = open_transport(proxies={})
     yield made
     await made.aclose()
