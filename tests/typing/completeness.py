@@ -36,13 +36,16 @@ def main() -> int:
     result = answer["typeCompleteness"]
     for item in answer["generalDiagnostics"]:
         print(item["severity"], item["message"], sep=": ")
-    # What a public name refers to counts too; names that are only unknown because of others are left out.
-    for symbol in result["symbols"]:
-        reasons = [
-            item["message"].strip() for item in symbol["diagnostics"] if item["severity"] in ("error", "warning")
-        ]
-        if reasons and (symbol["isTypeAmbiguous"] or not symbol["isTypeKnown"]):
-            print(symbol["name"], *reasons, sep="\n    ")
+    # What a public name refers to counts too. A missing type makes all that mentions it partially unknown: the causes
+    # are enough to know.
+    reasons = [
+        f"{symbol['name']}: {' '.join(item['message'].split())}"
+        for symbol in result["symbols"]
+        for item in symbol["diagnostics"]
+        if item["severity"] in ("error", "warning") and (symbol["isTypeAmbiguous"] or not symbol["isTypeKnown"])
+    ]
+    causes = [reason for reason in reasons if "partially unknown" not in reason]
+    print(*(causes or reasons), sep="\n", end="\n" if reasons else "")
     counts, score = result["exportedSymbolCounts"], result["completenessScore"]
     total = sum(counts.values())
     print(f"public types: {100 * score:.1f} % known ({counts['withKnownType']} of {total} symbols)")
