@@ -415,7 +415,10 @@ class _Connection:
 
     async def _end(self) -> None:
         """End in order: say that no more comes, then wait until the client has closed as well."""
-        await self._socket.send_eof()
+        try:
+            await self._socket.send_eof()
+        except OSError as error:  # the client was faster
+            raise anyio.BrokenResourceError from error
         while True:  # until EndOfStream
             await self._socket.receive()
 

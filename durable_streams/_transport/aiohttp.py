@@ -100,31 +100,15 @@ class AiohttpTransport:
         self._proxies = Proxies(proxies)
         self._keepalive_expiry = keepalive_expiry
         self._closed = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._session: aiohttp.ClientSession | None = None
-        self._attempts: set[_Attempt] = set()
+        self._pool: _Pool | None = None
         self._exchanges: set[AiohttpExchange] = set()
-        # aiohttp's protocol object of every connection that has served -> when it is too old to be used again.
-        self._served: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
         if self._closed:
             return "<AiohttpTransport closed>"
-        idle = sum(protocol.is_connected() for protocol in self._served)
-        busy = [attempt.protocol for attempt in (*self._attempts, *(exchange._attempt for exchange in self._exchanges))]
-        idle -= sum(protocol in self._served and protocol.is_connected() for protocol in busy if protocol is not None)
-        return f"<AiohttpTransport {len(busy)} open, {idle} idle>"
-
-    def __del__(self) -> None:
-        session = getattr(self, "_session", None)
-        if session is None or self._closed:
-            return
-        if any(protocol.is_connected() for protocol in self._served):
-            warnings.warn(f"{self!r} was not closed: use its aclose()", ResourceWarning, source=self, stacklevel=2)
-        session.detach()  # or the session warns as well
-        if self._loop is not None and not self._loop.is_closed():
-            for protocol in list(self._served):
-                self._loop.call_soon_threadsafe(protocol.abort)
+        if self._pool is None:
+            return "<AiohttpTransport 0 open, 0 idle>"
+        return f"<AiohttpTransport {self._pool.describe()}>"
 
     async def open(
         self,
@@ -136,17 +120,16 @@ class AiohttpTransport:
     ) -> AiohttpExchange:
         """Send one request and wait for the head of its answer: see `Transport.open`."""
         check_url(url)
-        session = self._get_session()
+        pool = self._get_pool()
         while True:
-            attempt = _Attempt(self, url, timeouts)
+            attempt = _Attempt(pool, url, timeouts)
             try:
-                return await self._attempt(session, attempt, method, headers, body)
+                return await self._attempt(attempt, method, headers, body)
             except _ExpiredError:
                 continue  # nothing was sent; each such connection is gone from the pool now
 
     async def _attempt(
         self,
-        session: aiohttp.ClientSession,
         attempt: _Attempt,
         method: str,
         headers: Mapping[str, str],
@@ -167,10 +150,10 @@ class AiohttpTransport:
 
         error: BaseException | None = None
         exchange: AiohttpExchange | None = None
-        self._attempts.add(attempt)
+        attempt.pool.attempts.add(attempt)
         try:
             with attempt.deadline:
-                response = await session.request(
+                response = await attempt.pool.session.request(
                     method,
                     target,
                     headers=sent_headers,
@@ -185,12 +168,11 @@ class AiohttpTransport:
                 exchange = AiohttpExchange(self, attempt, response)
         except _ForeignError as hidden:
             error = hidden.error
+        except _ExpiredError:
+            raise
         except Exception as caught:
-            if isinstance(caught, _ExpiredError):
-                raise
             error = caught
         finally:
-            self._attempts.discard(attempt)
             if exchange is None:
                 await attempt.abort()
         if exchange is not None:
@@ -211,54 +193,106 @@ class AiohttpTransport:
         Raises:
             RuntimeError: in another event loop than the one that used the transport, while that one is alive.
         """
-        if self._loop is not None and not self._loop.is_closed():
-            self._check_loop(self._loop)
+        pool = self._pool
+        if pool is not None and not pool.loop.is_closed():
+            self._check_loop()
         self._closed = True
-        session, self._session = self._session, None
-        if session is None:
-            await anyio.lowlevel.checkpoint()
+        self._pool = None
+        if pool is None:
             return
-        if self._loop is not None and self._loop.is_closed():
-            session.detach()  # the sockets went with their loop
+        pool.finalizer.detach()
+        if pool.loop.is_closed():
+            pool.abandon()
             return
         with anyio.CancelScope(shield=True):
-            for attempt in list(self._attempts):
-                attempt.deadline.stop()
             for exchange in list(self._exchanges):
                 await exchange.aclose()
-            for protocol in list(self._served):
+            for attempt in list(pool.attempts):
+                attempt.deadline.stop()
+            for protocol in list(pool.served):
                 protocol.abort()  # TLS connections would wait for the peer's farewell
-            await session.close()
+            await pool.session.close()
 
-    def _get_session(self) -> aiohttp.ClientSession:
+    def _get_pool(self) -> _Pool:
         if self._closed:
             raise AlreadyClosedError("the transport was closed")
-        loop = self._check_loop(self._loop)
-        if self._session is None:
-            self._loop = loop
+        loop = self._check_loop()
+        if self._pool is None:
             connector = _Connector(
                 limit=0,
                 keepalive_timeout=self._keepalive_expiry,
                 ssl=True if self._ssl_context is None else self._ssl_context,
             )
-            self._session = aiohttp.ClientSession(
+            session = aiohttp.ClientSession(
                 connector=connector,
                 timeout=_NO_TIMEOUT,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 request_class=_Request,
+                response_class=_Response,
                 read_bufsize=_READ_BUFFER,
             )
-        return self._session
+            self._pool = _Pool(self, loop, session)
+        return self._pool
 
-    def _check_loop(self, mine: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
+    def _check_loop(self) -> asyncio.AbstractEventLoop:
         try:
             running = asyncio.get_running_loop()
         except RuntimeError:
             raise RuntimeError("AiohttpTransport works on asyncio only") from None
-        if mine is not None and running is not mine:
+        if self._pool is not None and running is not self._pool.loop:
             raise RuntimeError(f"{self!r} belongs to another event loop: make one transport for each loop")
         return running
+
+
+class _Pool:
+    """What a transport holds of aiohttp.
+
+    It knows nothing of the transport, and so can clean up when that is garbage-collected: aiohttp's own objects would
+    each complain by themselves then, some of them on the loop's exception handler.
+
+    Attributes:
+        loop: The event loop that all this belongs to.
+        session: aiohttp's session.
+        attempts: Those that wait for a head or whose exchange is open.
+        served: aiohttp's protocol object of each connection that has served -> when it is too old to be used again.
+        finalizer: Runs `abandon` when the transport is collected.
+    """
+
+    def __init__(
+        self, transport: AiohttpTransport, loop: asyncio.AbstractEventLoop, session: aiohttp.ClientSession
+    ) -> None:
+        self.loop = loop
+        self.session = session
+        self.attempts: set[_Attempt] = set()
+        self.served: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
+        self.finalizer = weakref.finalize(transport, self.abandon)
+        self.finalizer.atexit = False
+
+    def describe(self) -> str:
+        """`2 open, 1 idle`."""
+        busy = {attempt.protocol for attempt in self.attempts}
+        idle = sum(protocol.is_connected() and protocol not in busy for protocol in self.served)
+        return f"{len(self.attempts)} open, {idle} idle"
+
+    def abandon(self) -> None:
+        """Close everything without waiting, and say that this was the caller's duty. Any thread may run this."""
+        if self.attempts or any(protocol.is_connected() for protocol in self.served):
+            message = f"<AiohttpTransport {self.describe()}> was not closed: use its aclose()"
+            warnings.warn(message, ResourceWarning, stacklevel=2)
+        self.session.detach()
+        if self.loop.is_closed():
+            self._drop()
+        else:
+            self.loop.call_soon_threadsafe(self._drop)
+
+    def _drop(self) -> None:
+        for attempt in list(self.attempts):
+            attempt.drop()
+        for protocol in list(self.served):
+            # A loop that is closed cannot close sockets; asyncio's own objects do so when they are collected.
+            if not self.loop.is_closed():
+                protocol.abort()
 
 
 class AiohttpExchange:
@@ -348,7 +382,8 @@ class AiohttpExchange:
 class _Attempt:
     """One request on its way: given to aiohttp as a middleware, and told by `_Request` and `_Body` how it goes."""
 
-    def __init__(self, transport: AiohttpTransport, url: str, timeouts: Timeouts) -> None:
+    def __init__(self, pool: _Pool, url: str, timeouts: Timeouts) -> None:
+        self.pool = pool
         self.url = url
         self.timeouts = timeouts
         self.deadline = Deadline(timeouts)
@@ -356,7 +391,7 @@ class _Attempt:
         self.upload_error: Exception | None = None
         self.protocol: Any = None
         self.response: aiohttp.ClientResponse | None = None
-        self._transport = transport
+        self._connection: Any = None
         self._socket: asyncio.Transport | None = None
         self._reused = False
         self._resting = False
@@ -371,7 +406,8 @@ class _Attempt:
 
     def on_connection(self, connection: Any) -> None:
         """A connection was chosen and nothing is sent yet."""
-        served = self._transport._served
+        served = self.pool.served
+        self._connection = connection
         self.protocol = connection.protocol
         self._socket = connection.transport
         self._reused = self.protocol in served
@@ -384,7 +420,7 @@ class _Attempt:
         """The answer is complete: its connection may be used again for so many seconds."""
         self._resting = self.body is None or self.body.written
         if self._resting:
-            self._transport._served[self.protocol] = time.monotonic() + idle
+            self.pool.served[self.protocol] = time.monotonic() + idle
 
     def lost(self) -> BaseException | None:
         """Why the connection was lost, if that was no orderly end: aiohttp takes a reset for the end of a body."""
@@ -393,6 +429,7 @@ class _Attempt:
 
     async def abort(self) -> None:
         """Close the socket unless it is back in the pool, and see a running upload end."""
+        self.pool.attempts.discard(self)
         if not self._resting and self._socket is not None:
             self._socket.abort()
         if self.response is not None:
@@ -402,6 +439,16 @@ class _Attempt:
             if self.body is not None and self.body.started:
                 with anyio.move_on_after(_UPLOAD_END):
                     await self.body.ended.wait()
+
+    def drop(self) -> None:
+        """Abort without waiting, because the transport was forgotten."""
+        if self.pool.loop.is_closed():
+            if self.protocol is not None:
+                self.protocol.connection_lost(None)  # `close` would call on the loop
+        elif self._socket is not None:
+            self._socket.abort()
+        if self._connection is not None:
+            self._connection.close()
 
     def translate(self, error: BaseException, phase: Phase) -> DurableStreamError:
         """Our error for one of aiohttp's."""
@@ -485,8 +532,15 @@ class _Body(aiohttp.payload.Payload):
                 await aclose()
 
 
+class _Response(aiohttp.ClientResponse):
+    """aiohttp's answer without its own complaint when it is collected: `_Pool` has one for all."""
+
+    def __del__(self, _warnings: Any = warnings) -> None:
+        pass
+
+
 class _Connector(aiohttp.TCPConnector):
-    """aiohttp's pool without its own complaint when it is collected: `AiohttpTransport` has one."""
+    """aiohttp's pool without its own complaint when it is collected: `_Pool` has one for all."""
 
     def __del__(self, _warnings: Any = warnings) -> None:
         pass

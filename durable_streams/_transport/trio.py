@@ -123,6 +123,8 @@ class HTTPCoreTransport:
         self._closed = False
         self._token: trio.lowlevel.TrioToken | None = None
         self._backend = _Backend()
+        self._finalizer = weakref.finalize(self, _abandon, self._backend.streams)
+        self._finalizer.atexit = False
         # Per scheme and proxy: each pool has one proxy, and no TLS context is loaded before https is used.
         self._pools: dict[tuple[str, Proxy | None], httpcore2.AsyncConnectionPool] = {}
         self._deadlines: set[Deadline] = set()
@@ -133,14 +135,6 @@ class HTTPCoreTransport:
             return "<HTTPCoreTransport closed>"
         idle = sum(stream.idle for stream in self._backend.streams)
         return f"<HTTPCoreTransport {len(self._exchanges) + len(self._deadlines)} open, {idle} idle>"
-
-    def __del__(self) -> None:
-        backend = getattr(self, "_backend", None)
-        if backend is None or self._closed or not backend.streams:
-            return
-        warnings.warn(f"{self!r} was not closed: use its aclose()", ResourceWarning, source=self, stacklevel=2)
-        for stream in list(backend.streams):
-            stream.discard()
 
     async def open(
         self,
@@ -178,6 +172,10 @@ class HTTPCoreTransport:
             if deadline.stopped:  # the head came just before the transport was closed
                 await exchange.aclose()
                 raise deadline.error(url)
+            if not exchange.genuine:
+                await exchange.aclose()
+                error = httpcore2.RemoteProtocolError("it came before the request")
+                raise _translate(ERRORS, error, url, "sent") from error
             return exchange
         if upload.error is not None:
             raise upload.error
@@ -233,6 +231,7 @@ class HTTPCoreTransport:
         if self._token is not None:
             self._check_token()
         self._closed = True
+        self._finalizer.detach()
         pools, self._pools = self._pools, {}
         with anyio.CancelScope(shield=True):
             await anyio.lowlevel.checkpoint()
@@ -254,6 +253,16 @@ class HTTPCoreTransport:
             self._token = token
         elif self._token is not token:
             raise RuntimeError(f"{self!r} belongs to another run of trio: make one transport for each")
+
+
+def _abandon(streams: set[_Stream]) -> None:
+    """Close what a garbage-collected transport has left open, and say so."""
+    if streams:
+        idle = sum(stream.idle for stream in streams)
+        message = f"<HTTPCoreTransport {len(streams) - idle} open, {idle} idle> was not closed: use its aclose()"
+        warnings.warn(message, ResourceWarning, stacklevel=2)
+    for stream in list(streams):
+        stream.discard()
 
 
 class HTTPCoreExchange:
@@ -284,6 +293,11 @@ class HTTPCoreExchange:
         self._deadline: Deadline | None = None
         self._closed = False
         self._complete = False
+
+    @property
+    def genuine(self) -> bool:
+        """Whether the head came after the request, and was not left over from the answer before it."""
+        return not isinstance(self._stream, _Stream) or self._stream.heard
 
     def __repr__(self) -> str:
         return f"<HTTPCoreExchange {self.status}{' closed' if self._closed else ''}>"
@@ -418,7 +432,7 @@ class _Backend(httpcore2.AsyncNetworkBackend):
 
     def __init__(self) -> None:
         self._inner = httpcore2.TrioBackend()
-        self.streams: weakref.WeakSet[_Stream] = weakref.WeakSet()
+        self.streams: set[_Stream] = set()
 
     async def connect_tcp(
         self,
@@ -439,7 +453,7 @@ class _Stream(httpcore2.AsyncNetworkStream):
     then reads; `rest` makes it fresh again. What is held is sent before anything is read.
     """
 
-    def __init__(self, inner: httpcore2.AsyncNetworkStream, streams: weakref.WeakSet[_Stream]) -> None:
+    def __init__(self, inner: httpcore2.AsyncNetworkStream, streams: set[_Stream]) -> None:
         self._inner = inner
         self._streams = streams
         self._requests = 0
@@ -450,6 +464,11 @@ class _Stream(httpcore2.AsyncNetworkStream):
         self._ahead_end: bytes | httpcore2.ReadError | None = None
         self._expires = math.inf
         streams.add(self)
+
+    @property
+    def heard(self) -> bool:
+        """Whether any byte has come since the last request was begun."""
+        return self._heard
 
     @property
     def idle(self) -> bool:
@@ -549,7 +568,12 @@ class _Stream(httpcore2.AsyncNetworkStream):
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.AsyncNetworkStream:
-        inner = await self._inner.start_tls(ssl_context, server_hostname, timeout)
+        try:
+            inner = await self._inner.start_tls(ssl_context, server_hostname, timeout)
+        except BaseException:  # httpcore2 forgets the socket when the handshake is cancelled
+            with anyio.CancelScope(shield=True):
+                await self.aclose()
+            raise
         self._streams.discard(self)
         return _Stream(inner, self._streams)
 
