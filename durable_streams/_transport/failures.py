@@ -47,10 +47,12 @@ def check_url(url: str) -> None:
 
 
 def tls_error(error: BaseException | None) -> ssl.SSLError | None:
-    """The TLS error that an error was caused by, if that is what happened."""
-    while error is not None and not isinstance(error, ssl.SSLError):
+    """Python's own TLS error that an error was caused by, if that is what happened."""
+    while error is not None:
+        if isinstance(error, ssl.SSLError) and type(error).__module__ == "ssl":
+            return error
         error = error.__cause__ or error.__context__
-    return error
+    return None
 
 
 def _detail(error: BaseException) -> str:
