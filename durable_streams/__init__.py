@@ -46,6 +46,7 @@ from ._client.producer import FlushResult as FlushResult
 from ._client.producer import IdempotentProducer as IdempotentProducer
 from ._client.producer import ProducerStatistics as ProducerStatistics
 from ._client.receipt import Receipt as Receipt
+from ._client.writable import StreamWriter as StreamWriter
 from ._core.batcher import Ack as Ack
 
 # Positions
@@ -141,6 +142,7 @@ __all__ = [
     "StreamNotFoundError",
     "StreamResponse",
     "StreamSession",
+    "StreamWriter",
     "TextBatch",
     "Timeouts",
     "Transport",

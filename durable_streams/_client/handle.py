@@ -7,7 +7,7 @@ import random
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
@@ -25,6 +25,10 @@ from .context import Context, HeaderValue, OnError, ParamValue, TransportOwner
 from .driver import Driver
 from .results import AppendResult, CloseResult, CreateResult, DeleteResult, HeadResult, Outcome, ProducerStamp
 from .stream import MAX_PAGE_BYTES, StreamSession, read_options
+
+if TYPE_CHECKING:
+    from .producer import Batching
+    from .writable import StreamWriter
 
 logger = logging.getLogger("durable_streams.handle")
 
@@ -499,6 +503,25 @@ class DurableStream:
                 body=_pieces(source),
             )
         return _appended(reply)
+
+    def writable(
+        self, *, close_stream: bool = False, content_type: str | None = None, batching: Batching | None = None
+    ) -> StreamWriter:
+        """A sink to pipe into: `async with handle.writable() as sink: await sink.write(data)`.
+
+        It writes exactly once, through an `IdempotentProducer` with an id of its own.
+
+        Args:
+            close_stream: Close the *stream* when the block is left normally. Left by an exception, it stays open.
+            content_type: None means the stream's.
+            batching: How data is gathered; None means `Batching.DEFAULT`.
+        """
+        from .producer import Batching  # The producer is built on the handle.
+        from .writable import StreamWriter
+
+        return StreamWriter(
+            self, close_stream=close_stream, content_type=content_type, batching=batching or Batching.DEFAULT
+        )
 
     async def close_stream(
         self,

@@ -320,6 +320,11 @@ class IdempotentProducer:
     # -- Facts ---------------------------------------------------------------------------------------------
 
     @property
+    def url(self) -> str:
+        """The stream's URL, without user information and query values."""
+        return self._stream.url
+
+    @property
     def producer_id(self) -> str:
         """Name of this logical writer."""
         return self._options.producer_id
