@@ -7,9 +7,11 @@ values, what `on_error` added, the protocol's own.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import random
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypedDict
 
 import anyio
@@ -96,10 +98,11 @@ class Context:
         owner: TransportOwner,
         rng: random.Random | None = None,
     ) -> None:
-        self.url = url
+        # Our parameters win over the URL's own, also where we send none: `live=sse` must not slip into a catch-up.
+        self.url = replace(url, query=tuple(pair for pair in url.query if pair[0] not in wire.PROTOCOL_PARAMS))
         self.owner = owner
-        self.rng = rng or random.Random()
-        self.on_error = _checked_on_error(on_error)
+        self.rng: random.Random = rng or random.Random()
+        self.on_error: OnError | None = _checked_on_error(on_error)
         self._headers: dict[str, HeaderValue] = {}
         self._params: dict[str, ParamValue] = {}
         self._extra_headers: dict[str, HeaderValue] = {}
@@ -113,21 +116,39 @@ class Context:
     def child(
         self,
         *,
-        url: wire.Address | None = None,
         headers: Mapping[str, HeaderValue] | None = None,
         params: Mapping[str, ParamValue] | None = None,
         on_error: OnError | None = None,
     ) -> Context:
-        """A context for one call or session: per-call values over ours; callables stay serialised with ours."""
-        child = Context(url or self.url, on_error=on_error or self.on_error, owner=self.owner, rng=self.rng)
-        child._headers = {**self._headers, **self._extra_headers, **checked_headers(headers)}
-        child._params = {**self._params, **self._extra_params, **checked_params(params)}
-        child._lock = self._lock
+        """A context for one call or session: per-call values over ours; callables stay serialised with ours.
+
+        What `on_error` adds belongs to its owner: a child that has one of its own keeps the additions to itself, another
+        shares ours.
+        """
+        child = copy.copy(self)
+        child._headers = {**self._headers, **checked_headers(headers)}
+        child._params = {**self._params, **checked_params(params)}
+        if on_error is not None:
+            child.on_error = _checked_on_error(on_error)
+            child._extra_headers, child._extra_params = dict(self._extra_headers), dict(self._extra_params)
         return child
 
-    def has_header(self, name: str) -> bool:
-        """Whether the user gives this header (name in lower case)."""
-        return name in self._headers or name in self._extra_headers
+    def moved(self, url: wire.Address) -> Context:
+        """The same values for another stream, independent of ours from now on."""
+        other = Context(url, on_error=self.on_error, owner=self.owner, rng=self.rng)
+        other._headers = {**self._headers, **other._headers}
+        other._params = dict(self._params)
+        other._extra_headers, other._extra_params = dict(self._extra_headers), dict(self._extra_params)
+        other._lock = self._lock
+        return other
+
+    async def content_type(self, headers: Mapping[str, HeaderValue] | None = None) -> str | None:
+        """The content type that the user gives as a header, if he does: per-call headers come first."""
+        name = wire.CONTENT_TYPE
+        for layer in (self._extra_headers, checked_headers(headers), self._headers):
+            if name in layer:
+                return validate.content_type(await _resolved("headers", name, layer[name]))
+        return None
 
     async def resolve(self, request: Request) -> tuple[str, dict[str, str]]:
         """URL and headers of one request, callables called.

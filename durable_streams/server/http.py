@@ -26,7 +26,7 @@ from .stores.base import Store, StreamRef
 from .stores.memory import MemoryStore
 from .waiting import Waits
 
-logger = logging.getLogger("durable_streams.server")
+logger: logging.Logger = logging.getLogger("durable_streams.server")
 
 _CONTROL_SEGMENT = "__ds"
 _KNOWN_PATHS = 4096
@@ -101,7 +101,7 @@ class DurableStreamsApp:
         if cache_visibility not in ("private", "public"):
             raise ValueError(f"cache_visibility must be 'private' or 'public', got {cache_visibility!r}")
         self.store: Store = MemoryStore() if store is None else store
-        self.root = _check_root(root)
+        self.root: str = _check_root(root)
         self.long_poll_timeout = long_poll_timeout
         self.sse_max_age = sse_max_age
         self.sse_keep_alive = sse_keep_alive
@@ -110,9 +110,9 @@ class DurableStreamsApp:
         self.cache_visibility = cache_visibility
         self.sweep_interval = sweep_interval
         self.clock = clock
-        self.rng = random.Random() if rng is None else rng
-        self.arrivals = Arrivals()
-        self.waits = Waits()
+        self.rng: random.Random = random.Random() if rng is None else rng
+        self.arrivals: Arrivals = Arrivals()
+        self.waits: Waits = Waits()
         self.events: dict[StreamRef, StreamEvents] = {}
         self._common = common_headers(cors_origin, corp)
         self._locate = lru_cache(_KNOWN_PATHS)(self._locate_uncached)

@@ -14,6 +14,7 @@ character that will never be complete are replaced by U+FFFD, as invalid bytes e
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 EVENT_BYTES = 1 << 20
 
 _MAX_AGE_JITTER = 0.1
+_Utf8 = codecs.getincrementaldecoder("utf-8")
 # Bytes of events kept per stream: the newest, and those before it for readers that are a step behind.
 _KEPT_BYTES = EVENT_BYTES
 
@@ -54,10 +56,10 @@ class Event:
     __slots__ = ("_cursor", "_whole", "closed", "data", "offset", "tail")
 
     def __init__(self, data: bytes, offset: Offset, tail: Offset, closed: bool) -> None:
-        self.data = data
-        self.offset = offset
-        self.tail = tail
-        self.closed = closed
+        self.data: bytes = data
+        self.offset: Offset = offset
+        self.tail: Offset = tail
+        self.closed: bool = closed
         self._cursor: int | None = None
         self._whole = b""
 
@@ -144,11 +146,9 @@ class StreamEvents:
         if self._json and payload:
             payload = b"[" + payload[:-1] + b"]"
         elif self._text:
-            if not closed:
-                cut = unfinished_character(payload)
-                end -= cut
-                payload = payload[: len(payload) - cut]
-            payload = payload.decode("utf-8", "replace").encode()
+            decoder = _Utf8("replace")
+            payload = decoder.decode(payload, final=closed).encode()
+            end -= len(decoder.getstate()[0])  # bytes of an unfinished character
         data = encode_data(payload, binary=self.binary) if payload else b""
         return Event(data, end, page.tail, closed)
 
@@ -166,18 +166,6 @@ def stream_events(app: DurableStreamsApp, info: StreamInfo) -> Iterator[StreamEv
         events.readers -= 1
         if not events.readers:
             del app.events[info.ref]
-
-
-def unfinished_character(text: bytes) -> int:
-    """How many bytes at the end of UTF-8 text begin a character that is not complete: 0 to 3."""
-    for back in range(1, min(3, len(text)) + 1):
-        byte = text[-back]
-        if byte >= 0xC0:
-            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4 if byte < 0xF8 else 1
-            return back if length > back else 0
-        if byte < 0x80:
-            return 0
-    return 0
 
 
 async def serve_sse(app: DurableStreamsApp, call: Call, read: Read) -> None:

@@ -24,7 +24,7 @@ class Waits:
     """
 
     def __init__(self) -> None:
-        self.stopping = False
+        self.stopping: bool = False
         self._scopes: set[anyio.CancelScope] = set()
 
     async def wait(self, watch: Watch, seen: Offset, timeout: float) -> None:

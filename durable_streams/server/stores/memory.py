@@ -196,20 +196,20 @@ class _Stream:
     )
 
     def __init__(self, ref: StreamRef, config: StreamConfig, now: float) -> None:
-        self.ref = ref
-        self.config = config
-        self.json = is_json(config.effective_type)
-        self.state = StreamState(media_type(config.effective_type))
+        self.ref: StreamRef = ref
+        self.config: StreamConfig = config
+        self.json: bool = is_json(config.effective_type)
+        self.state: StreamState = StreamState(media_type(config.effective_type))
         self.chunks: list[bytes] = []
-        self.ends = array("q")
+        self.ends: array[int] = array("q")
         self.messages: dict[int, array[int]] = {}  # index of an append of several messages -> position after each
         self.producers: dict[str, tuple[ProducerState, float]] = {}
-        self.producers_swept = now
-        self.accessed = now
-        self.attached = 0
-        self.openings = 0  # of the store; who watched in an earlier one is gone
+        self.producers_swept: float = now
+        self.accessed: float = now
+        self.attached: int = 0
+        self.openings: int = 0  # of the store; who watched in an earlier one is gone
         self.changed: anyio.Event | None = None
-        self.removed = False
+        self.removed: bool = False
 
     def info(self) -> StreamInfo:
         config, state = self.config, self.state
