@@ -8,9 +8,9 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from urllib.parse import parse_qsl, quote, unquote, unquote_to_bytes, urlencode, urljoin, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlencode, urljoin, urlsplit, urlunsplit
 
 from ..errors import InvalidArgumentError
 
@@ -62,10 +62,15 @@ MAX_INTEGER = 2**53 - 1
 _NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _MEDIA_TYPE = re.compile(rf"{_NAME}/{_NAME}[ \t]*(?:;[^\r\n\0]*)?")
 _HEADER_NAME = re.compile(_NAME)
+_HOST = re.compile(r"[-0-9A-Za-z._~%!$&'()*+,;=]+")
 _RFC3339 = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
 )
 _DECIMAL = re.compile(r"[0-9]{1,30}")
+_UNRESERVED = frozenset(b"-._~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+_BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_ESCAPE_OR_FOREIGN = re.compile(rb"%..|[^-._~0-9A-Za-z!$&'()*+,;=:@/]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def is_true(value: str | None) -> bool:
@@ -146,15 +151,16 @@ class Address:
     """
 
     base: str
-    query: tuple[tuple[str, str], ...]
-    authorization: str | None = None
+    query: tuple[tuple[str, str], ...] = field(repr=False)
+    authorization: str | None = field(default=None, repr=False)
 
     @property
     def display(self) -> str:
         """The URL for errors, logs and reprs: no user information, no query values."""
         if not self.query:
             return self.base
-        return f"{self.base}?{'&'.join(f'{quote(name)}=...' for name, _ in self.query)}"
+        names = (quote(name, safe="", errors="surrogateescape") for name, _ in self.query)
+        return f"{self.base}?{'&'.join(f'{name}=...' for name in names)}"
 
     @property
     def path(self) -> str:
@@ -172,13 +178,20 @@ class Address:
 
         A given parameter replaces all of the URL's own with that name; of several own ones with one name the order
         stays.
+
+        Raises:
+            InvalidArgumentError: if a parameter has lone surrogates: they have no encoding.
         """
         pairs = [pair for pair in self.query if pair[0] not in params]
         pairs.extend(params.items())
         if not pairs:
             return self.base
         pairs.sort(key=lambda pair: pair[0])
-        return f"{self.base}?{urlencode(pairs, quote_via=quote, safe='', errors='surrogateescape', encoding='utf-8')}"
+        try:
+            query = urlencode(pairs, quote_via=quote, safe="", errors="surrogateescape", encoding="utf-8")
+        except UnicodeEncodeError as error:
+            raise InvalidArgumentError(f"params: {error.object[error.start]!r} cannot be encoded") from None
+        return f"{self.base}?{query}"
 
     def join(self, reference: str) -> Address:
         """The address that a URL or path, taken relative to this one, leads to. Own query parameters stay behind."""
@@ -198,31 +211,43 @@ def parse_url(url: str) -> Address:
         raise InvalidArgumentError("url is missing: expected an absolute http or https URL, got an empty string")
     if any(character <= " " or character == "\x7f" for character in url):
         raise InvalidArgumentError("url must not contain spaces or control characters")
+    if any("\ud800" <= character <= "\udfff" for character in url):
+        raise InvalidArgumentError("url must not contain lone surrogates: they cannot be encoded")
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
-        raise InvalidArgumentError(f"url cannot be parsed: {error}") from None
+    except ValueError:  # whose text may show a password
+        raise InvalidArgumentError("url cannot be parsed: its host or port is invalid") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        shown = f"{parts.scheme}:..." if parts.scheme else f"{url[:40]!r}"
+        shown = f"{parts.scheme}:..." if parts.scheme else repr(parts.path.rpartition("@")[2][:40])
         raise InvalidArgumentError(f"url must be an absolute http or https URL, got {shown}")
     if "#" in url:
         raise InvalidArgumentError("url must not have a fragment (#...)")
     authorization = None
     if "@" in parts.netloc:
-        user, password = unquote(parts.username or ""), unquote(parts.password or "")
-        authorization = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
-    try:
-        host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode("ascii")
-    except UnicodeError:
-        raise InvalidArgumentError("url has a host name that cannot be encoded") from None
-    if ":" in host:
-        host = f"[{host}]"
-    netloc = host if port is None else f"{host}:{port}"
+        login = unquote_to_bytes(parts.username or "") + b":" + unquote_to_bytes(parts.password or "")
+        authorization = "Basic " + base64.b64encode(login).decode()
+    netloc = _encode_host(parts.hostname, bracketed="[" in parts.netloc)
+    if port is not None:
+        netloc += f":{port}"
     path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
     base = urlunsplit((parts.scheme, netloc, path, "", ""))
     query = tuple(parse_qsl(parts.query, keep_blank_values=True, errors="surrogateescape"))
     return Address(base, query, authorization)
+
+
+def _encode_host(host: str, *, bracketed: bool) -> str:
+    """The host name as it goes on the wire; refused here if the resolver would only choke on it."""
+    if bracketed and ":" in host:
+        return f"[{host}]"
+    try:
+        encoded = host.encode("idna").decode("ascii")
+        encoded.encode("idna")  # what came of other scripts may have empty labels
+    except UnicodeError:
+        raise InvalidArgumentError("url has a host name that cannot be encoded") from None
+    if bracketed or not _HOST.fullmatch(encoded):
+        raise InvalidArgumentError(f"url has the host name {encoded!r}, which no host can have")
+    return encoded
 
 
 def same_origin(one: Address, other: Address) -> bool:
@@ -238,25 +263,29 @@ def same_origin(one: Address, other: Address) -> bool:
 def normalize_path(path: bytes) -> str | None:
     """The one spelling of a percent-encoded URL path, as streams are keyed by it (server 2.2).
 
-    Unreserved characters stand decoded, all others percent-encoded with upper-case hex digits; `%2F` stays apart from
-    `/`.
+    Unreserved characters stand decoded, and what may not stand in a path is encoded, with upper-case hex digits. All
+    else stays as it is: `%2F` apart from `/`, and `%3A` from `:`.
 
     Returns:
         The path, or None if it is not acceptable: not starting with `/`, longer than 1024 bytes, broken
         percent-encoding, control characters or invalid UTF-8 after decoding, empty segments, or segments `.` and `..`.
     """
-    if not path.startswith(b"/") or len(path) > 1024 or re.search(rb"%(?![0-9A-Fa-f]{2})", path):
+    if not path.startswith(b"/") or len(path) > 1024 or _BROKEN_ESCAPE.search(path):
         return None
-    segments = []
     for raw in path[1:].split(b"/"):
         try:
             segment = unquote_to_bytes(raw).decode()
         except UnicodeDecodeError:
             return None
-        if segment in ("", ".", "..") or any(character < " " or character == "\x7f" for character in segment):
+        if segment in ("", ".", "..") or _CONTROL.search(segment):
             return None
-        segments.append(quote(segment, safe=":@!$&'()*+,;=~-._"))
-    return "/" + "/".join(segments)
+    return _ESCAPE_OR_FOREIGN.sub(_respell, path).decode("ascii")
+
+
+def _respell(match: re.Match[bytes]) -> bytes:
+    text = match.group()
+    byte = int(text[1:], 16) if len(text) == 3 else text[0]
+    return bytes((byte,)) if byte in _UNRESERVED else b"%%%02X" % byte
 
 
 def merge_headers(*layers: Iterable[tuple[str, str]]) -> dict[str, str]:
