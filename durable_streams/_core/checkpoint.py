@@ -51,8 +51,11 @@ class Checkpoint:
         """Rebuild a checkpoint from `to_dict`; unknown fields are ignored, so that older versions read newer ones.
 
         Raises:
+            TypeError: if it is no mapping.
             InvalidArgumentError: if a field is missing or has a wrong type or value.
         """
+        if not isinstance(fields, Mapping):
+            raise TypeError(f"checkpoint must be a mapping, got {type(fields).__name__}")
         offset, cursor, tail = fields.get("offset"), fields.get("cursor"), fields.get("text_tail", "")
         if not isinstance(offset, str) or not offset:
             raise InvalidArgumentError(f"checkpoint: offset must be a non-empty str, got {offset!r}")
@@ -83,7 +86,7 @@ class Checkpoint:
         """
         try:
             fields = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidArgumentError(f"checkpoint: not JSON: {error}") from None
         if not isinstance(fields, dict):
             raise InvalidArgumentError(f"checkpoint: expected a JSON object, got {type(fields).__name__}")
