@@ -237,6 +237,14 @@ def preferred_page_bytes(prefer: str | None) -> int | None:
     return None
 
 
+def parse_whole(text: str) -> int | None:
+    """A decimal integer from 0 to 2**53 - 1 without sign or leading zeros; None if it is none."""
+    if not _DECIMAL.fullmatch(text):
+        return None
+    number = int(text)
+    return number if number <= wire.MAX_INTEGER else None
+
+
 def parse_config(call: Call) -> StreamConfig:
     """The configuration that a PUT asks for.
 
@@ -251,8 +259,8 @@ def parse_config(call: Call) -> StreamConfig:
         raise Rejection(400, "Stream-TTL and Stream-Expires-At exclude each other")
     ttl = expires_at = None
     if ttl_text is not None:
-        ttl = int(ttl_text) if _DECIMAL.fullmatch(ttl_text) else wire.MAX_INTEGER + 1
-        if ttl > wire.MAX_INTEGER:
+        ttl = parse_whole(ttl_text)
+        if ttl is None:
             raise Rejection(400, "Stream-TTL must be a whole number of seconds without sign or leading zeros")
     if expires_text is not None:
         expires_at = Instant.parse(expires_text)

@@ -12,7 +12,7 @@ from .._core.wire import is_json, is_true
 from . import json_messages
 from .offsets import parse_offset
 from .protocol import Appended, AppendRequest, InvalidJson, Payload, ProducerStamp, Reason, Refused
-from .requests import Call, parse_config, parse_producer
+from .requests import Call, parse_config, parse_producer, parse_whole
 from .responses import CLOSED, CONTENT_TYPE, NO_STORE, Headers, Rejection, next_offset, producer_headers, refusal
 from .stores.base import AppendResult, Created, CreateRequest, Gone, Missing
 
@@ -62,7 +62,7 @@ def _check_fork(call: Call) -> None:
         raise Rejection(400, "Stream-Forked-From must be the URL path of a stream")
     if offset is not None and parse_offset(offset) is None:
         raise Rejection(400, "Stream-Fork-Offset is no offset")
-    if sub_offset is not None and wire.parse_integer(sub_offset) is None:
+    if sub_offset is not None and parse_whole(sub_offset) is None:
         raise Rejection(400, "Stream-Fork-Sub-Offset must be a whole number")
     raise Rejection(501, "this server does not support forks")
 

@@ -103,6 +103,7 @@ class Connection:
         self._to_app, self._from_client = anyio.create_memory_object_stream[dict[str, Any]](100)
         self._to_client, self._from_app = anyio.create_memory_object_stream[dict[str, Any]](0)
         self.received = 0  # messages that the application took
+        self.gone = False
         self.finished = anyio.Event()
         self.status = 0
         self.headers: dict[str, str] = {}
@@ -114,7 +115,11 @@ class Connection:
         return message
 
     async def _send(self, message: dict[str, Any]) -> None:
-        await self._to_client.send(message)
+        try:
+            await self._to_client.send(message)
+        except anyio.BrokenResourceError:
+            if not self.gone:
+                raise
 
     async def run(self) -> None:
         try:
@@ -128,7 +133,9 @@ class Connection:
         self._to_app.send_nowait({"type": "http.request", "body": body, "more_body": more})
 
     def disconnect(self) -> None:
-        """The client goes away; from now on it reads everything and ignores it, as servers do."""
+        """The client goes away. What the application sends from now on gets lost without a word, as with servers."""
+        self.gone = True
+        self._from_app.close()
         self._to_app.send_nowait({"type": "http.disconnect"})
 
     async def head(self) -> int:

@@ -1,0 +1,1 @@
+"""The application under other ASGI servers, and on trio (server 16)."""
