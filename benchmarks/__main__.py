@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from tests.interop import node
 
-from . import catch_up, start_up
+from . import catch_up, produce, start_up
 from ._harness import Bench, Case, measure, table
 
 Row = Callable[[Bench], Iterator[Case]]
@@ -19,6 +19,9 @@ ROWS: dict[str, Row] = {
     "catch_up_bytes": catch_up.read_bytes,
     "catch_up_json_items": catch_up.read_json_items,
     "catch_up_json_batches": catch_up.read_json_batches,
+    "produce_bytes": produce.small_bytes,
+    "produce_json": produce.small_json,
+    "produce_large": produce.large_bytes,
     "import": start_up.import_time,
 }
 

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
@@ -189,21 +189,28 @@ class Bench:
         return self._clients
 
 
-def fill(server: str, name: str, content_type: str, bodies: Iterator[bytes]) -> str:
+def fill(server: str, name: str, content_type: str, bodies: Iterable[bytes] = ()) -> str:
     """Make a stream of these appends on a server, without any client library, and return its URL."""
-    parts = urlsplit(server)
-    path = f"/v1/stream/bench/{name}-{time.time_ns()}"
-    connection = HTTPConnection(parts.netloc)
-
-    def send(method: str, body: bytes) -> None:
-        connection.request(method, path, body, {"Content-Type": content_type})
-        answer = connection.getresponse()
-        text = answer.read()
-        if answer.status >= 300:
-            raise RuntimeError(f"{method} {server}{path}: {answer.status} {text[:200]!r}")
-
-    send("PUT", b"")
+    url = f"{server}/v1/stream/bench/{name}-{time.time_ns()}"
+    connection = HTTPConnection(urlsplit(server).netloc)
+    _send(connection, "PUT", url, content_type)
     for body in bodies:
-        send("POST", body)
+        _send(connection, "POST", url, content_type, body)
     connection.close()
-    return server + path
+    return url
+
+
+def remove(url: str) -> None:
+    """Delete a stream."""
+    connection = HTTPConnection(urlsplit(url).netloc)
+    _send(connection, "DELETE", url)
+    connection.close()
+
+
+def _send(connection: HTTPConnection, method: str, url: str, content_type: str = "", body: bytes = b"") -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+    connection.request(method, urlsplit(url).path, body, headers)
+    answer = connection.getresponse()
+    text = answer.read()
+    if answer.status >= 300:
+        raise RuntimeError(f"{method} {url}: {answer.status} {text[:200]!r}")

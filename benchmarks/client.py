@@ -1,7 +1,7 @@
 """Our client as a contender: `python -m benchmarks.client asyncio`.
 
 Does what each line of JSON says, {"do": "read_bytes", "url": ...}, and answers with a line that has the `seconds` it
-took and the `count` of what came.
+took and the `count` of what came or went.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import orjson
 
-from durable_streams import stream
+from durable_streams import IdempotentProducer, stream
 
 
 async def read_bytes(url: str) -> int:
@@ -45,26 +45,65 @@ async def parse_json(url: str) -> int:
     return len(orjson.loads(bodies[url]))
 
 
-WORK: dict[str, Callable[[str], Awaitable[int]]] = {
-    work.__name__: work for work in (read_bytes, read_json_items, read_json_batches, parse_json)
+async def append_many(url: str, size: int, count: int) -> int:
+    messages = [b"x" * size] * count
+    async with IdempotentProducer(url, "bench") as producer:
+        await producer.append_many(messages)
+        await producer.flush()
+    return count
+
+
+async def append(url: str, size: int, count: int) -> int:
+    message = b"x" * size
+    async with IdempotentProducer(url, "bench") as producer:
+        for _ in range(count):
+            await producer.append(message)
+        await producer.flush()
+    return count
+
+
+async def append_nowait(url: str, size: int, count: int) -> int:
+    message = b"x" * size
+    async with IdempotentProducer(url, "bench") as producer:
+        for _ in range(count):
+            producer.append_nowait(message)
+        await producer.flush()
+    return count
+
+
+async def append_json(url: str, value: Any, count: int) -> int:
+    async with IdempotentProducer(url, "bench") as producer:
+        for _ in range(count):
+            await producer.append_json(value)
+        await producer.flush()
+    return count
+
+
+WORK: dict[str, Callable[..., Awaitable[int]]] = {
+    work.__name__: work
+    for work in (
+        *(read_bytes, read_json_items, read_json_batches, parse_json),
+        *(append_many, append, append_nowait, append_json),
+    )
 }
 #: What `parse_json` parses: fetched beforehand.
 bodies: dict[str, bytes] = {}
 
 
-async def timed(do: str, url: str) -> dict[str, Any]:
+async def timed(do: str, url: str, options: dict[str, Any]) -> dict[str, Any]:
     if do == "parse_json" and url not in bodies:
         async with stream(url, live=False) as response:
             bodies[url] = await response.read()
     started = time.perf_counter()
-    count = await WORK[do](url)
+    count = await WORK[do](url, **options)
     return {"seconds": time.perf_counter() - started, "count": count}
 
 
 def main() -> None:
     for line in sys.stdin:
         command = json.loads(line)
-        print(json.dumps(anyio.run(timed, command["do"], command["url"], backend=sys.argv[1])), flush=True)
+        do, url = command.pop("do"), command.pop("url")
+        print(json.dumps(anyio.run(timed, do, url, command, backend=sys.argv[1])), flush=True)
 
 
 if __name__ == "__main__":

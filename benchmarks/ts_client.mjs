@@ -1,9 +1,11 @@
 // The official TypeScript client as a contender; the same commands and answers as client.py.
 
 import { createInterface } from "node:readline"
-import { stream } from "../tests/interop/node_modules/@durable-streams/client/dist/index.js"
+import { DurableStream, IdempotentProducer, stream } from "../tests/interop/node_modules/@durable-streams/client/dist/index.js"
 
 const open = (url) => stream({ url, live: false })
+
+const producerOf = (url, contentType) => new IdempotentProducer(new DurableStream({ url, contentType }), "bench")
 
 const work = {
   async read_bytes(url) {
@@ -31,13 +33,30 @@ const work = {
     })
     return count
   },
+
+  async append_many(url, { size, count }) {
+    const message = new Uint8Array(size).fill(120)
+    const producer = producerOf(url, "application/octet-stream")
+    for (let number = 0; number < count; number++) producer.append(message)
+    await producer.flush()
+    await producer.detach()
+    return count
+  },
+
+  async append_json(url, { value, count }) {
+    const producer = producerOf(url, "application/json")
+    for (let number = 0; number < count; number++) producer.append(JSON.stringify(value))
+    await producer.flush()
+    await producer.detach()
+    return count
+  },
 }
 
 for await (const line of createInterface({ input: process.stdin })) {
-  const { do: name, url } = JSON.parse(line)
+  const { do: name, url, ...options } = JSON.parse(line)
   const started = performance.now()
   try {
-    const count = await work[name](url)
+    const count = await work[name](url, options)
     console.log(JSON.stringify({ seconds: (performance.now() - started) / 1000, count }))
   } catch (error) {
     console.log(JSON.stringify({ error: String(error) }))
