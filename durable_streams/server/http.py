@@ -19,7 +19,7 @@ import anyio
 from .._core.wire import normalize_path
 from . import json_messages, reading, writing
 from .arrivals import Arrivals
-from .requests import Call, Disconnected, Receive, Scope, Send, full_path, quote_path
+from .requests import Call, Disconnected, Receive, Scope, Send, quote_mount, raw_path
 from .responses import METHODS, NO_STORE, Headers, Rejection, common_headers
 from .sse import StreamEvents
 from .stores.base import Store, StreamRef
@@ -164,7 +164,7 @@ class DurableStreamsApp:
             return
         if self.waits.stopping:
             raise Rejection(503, "the server is shutting down", [(b"retry-after", b"1")], close=True)
-        is_control, call.path = self._locate(full_path(call.scope), call.scope.get("root_path", ""))
+        is_control, call.path = self._locate(raw_path(call.scope), call.scope.get("root_path", ""))
         if is_control:
             await _answer_control(call)
             return
@@ -173,16 +173,19 @@ class DurableStreamsApp:
             raise Rejection(405, "the method is not supported", [(b"allow", METHODS.encode())])
         await handler(self, call)
 
-    def _locate_uncached(self, raw_path: bytes, mount: str) -> tuple[bool, str]:
+    def _locate_uncached(self, raw: bytes, mounted_at: str) -> tuple[bool, str]:
         """Whether a path belongs to the control interface, and its one spelling.
+
+        Streams are named by their full path, that of an application we are mounted in included.
 
         Raises:
             Rejection: if it is malformed, or not below the root.
         """
-        path = normalize_path(raw_path)
+        mount = quote_mount(mounted_at)
+        path = normalize_path(raw if not mount or raw.startswith(mount + b"/") else mount + raw)
         if path is None:
             raise Rejection(400, "the path is not acceptable as the name of a stream")
-        root = f"{normalize_path(quote_path(mount)) or ''}{self.root}/"
+        root = f"{normalize_path(mount) or ''}{self.root}/"
         if not path.startswith(root):
             raise Rejection(404, "streams live below another path on this server")
         segment = path[len(root) :].partition("/")[0]

@@ -80,7 +80,7 @@ def parse_read(call: Call, info: StreamInfo, page_bytes: int) -> Read:
         start = parse_offset(token)
         if start is None:
             raise Rejection(400, "the offset is none of this server's")
-    preferred = preferred_page_bytes(call.header("prefer"))
+    preferred = preferred_page_bytes(call.header(b"prefer"))
     if preferred is not None:
         page_bytes = min(page_bytes, max(preferred, MIN_PAGE_BYTES))
     return Read(info, token, start, query.live, query.cursor, page_bytes, preferred)

@@ -55,7 +55,7 @@ async def _catch_up(app: DurableStreamsApp, call: Call, read: Read) -> None:
     page = await open_page(app, read, read.page_bytes)
     try:
         headers, etag = page_headers(app, read, page)
-        known = call.header("if-none-match")
+        known = call.header(b"if-none-match")
         if known is not None and etag is not None and etag_matches(known, etag):
             await call.answer(304, headers)
         else:

@@ -5,12 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 from urllib.parse import quote, unquote_plus
 
 from .._core import wire
 from .protocol import ProducerStamp, Refused, parse_stamp
-from .responses import CONNECTION_CLOSE, CONTENT_LENGTH, NO_STORE, Headers, Rejection, refusal
+from .responses import (
+    CONNECTION_CLOSE,
+    CONTENT_LENGTH,
+    CONTENT_TYPE,
+    EXPIRES_AT,
+    NO_STORE,
+    PRODUCER_EPOCH,
+    PRODUCER_ID,
+    PRODUCER_SEQ,
+    TTL,
+    Headers,
+    Rejection,
+    refusal,
+)
 from .stores.base import StreamConfig
 from .timestamps import Instant
 
@@ -41,7 +55,8 @@ _SINGLE = frozenset(
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]{0,5})?")
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,15}")
-_LENGTH = re.compile(r"[0-9]{1,18}")
+_LENGTH_DIGITS = 18
+_PATH_SAFE = "/:@!$&'()*+,;=~-._"
 _PREFERENCE = re.compile(r"""[ \t]*max-page-bytes[ \t]*=[ \t]*"?([0-9]{1,15})"?[ \t]*(?:;.*)?""", re.IGNORECASE)
 
 
@@ -88,12 +103,12 @@ class Call:
                 else:
                     headers[name] += b", " + value
         host = headers.get(b"host")
-        if host and not _HOST.fullmatch(host):
+        if host and not _is_host(host):
             raise Rejection(400, "the Host header is malformed")
 
-    def header(self, name: str) -> str | None:
-        """A header's value, or None."""
-        value = self.headers.get(name.encode())
+    def header(self, name: bytes) -> str | None:
+        """A header's value as text, or None."""
+        value = self.headers.get(name)
         return None if value is None else value.decode("latin-1")
 
     async def receive_message(self) -> Message:
@@ -106,10 +121,10 @@ class Call:
         Raises:
             Rejection: if it is no number.
         """
-        value = self.header("content-length")
+        value = self.headers.get(CONTENT_LENGTH)
         if value is None:
             return None
-        if not _LENGTH.fullmatch(value):
+        if not value.isdigit() or len(value) > _LENGTH_DIGITS:  # of bytes, `isdigit` knows no digits but 0 to 9
             raise Rejection(400, "the Content-Length header is malformed", close=True)
         return int(value)
 
@@ -168,25 +183,27 @@ class Call:
         return [CONNECTION_CLOSE] if self.scope.get("http_version", "1.1").startswith("1") else []
 
 
+@lru_cache(256)
+def _is_host(host: bytes) -> bool:
+    return _HOST.fullmatch(host) is not None
+
+
 def _too_large(limit: int) -> Rejection:
     return Rejection(413, f"the body is larger than {limit} bytes", close=True)
 
 
-def quote_path(path: str) -> bytes:
-    """A decoded path, percent-encoded again, without a slash at its end."""
-    return quote(path.rstrip("/"), safe="/:@!$&'()*+,;=~-._").encode()
+def quote_mount(path: str) -> bytes:
+    """The path of the application that we are mounted in, percent-encoded again, without a slash at its end."""
+    return quote(path.rstrip("/"), safe=_PATH_SAFE).encode()
 
 
-def full_path(scope: Scope) -> bytes:
-    """The request's path as the client sent it, the prefix of an application we are mounted in included.
+def raw_path(scope: Scope) -> bytes:
+    """The request's path as it was sent.
 
     ASGI's `path` is decoded and merges `%2F` with `/`, so `raw_path` counts; where it is missing, `path` is quoted.
     """
     raw: bytes | None = scope.get("raw_path")
-    if raw is None:
-        raw = quote(scope["path"], safe="/:@!$&'()*+,;=~-._").encode()
-    mount = quote_path(scope.get("root_path", ""))
-    return raw if not mount or raw.startswith(mount + b"/") else mount + raw
+    return quote(scope["path"], safe=_PATH_SAFE).encode() if raw is None else raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,10 +268,10 @@ def parse_config(call: Call) -> StreamConfig:
     Raises:
         Rejection: if a header is malformed, or both `Stream-TTL` and `Stream-Expires-At` are there.
     """
-    content_type = (call.header(wire.CONTENT_TYPE) or "").strip() or None
+    content_type = (call.header(CONTENT_TYPE) or "").strip() or None
     if content_type is not None and (not wire.is_media_type(content_type) or _CONTROL_CHARACTERS.search(content_type)):
         raise Rejection(400, "the Content-Type is no media type")
-    ttl_text, expires_text = call.header(wire.TTL), call.header(wire.EXPIRES_AT)
+    ttl_text, expires_text = call.header(TTL), call.header(EXPIRES_AT)
     if ttl_text is not None and expires_text is not None:
         raise Rejection(400, "Stream-TTL and Stream-Expires-At exclude each other")
     ttl = expires_at = None
@@ -276,9 +293,9 @@ def parse_producer(call: Call) -> ProducerStamp | None:
         Rejection: if they are incomplete or malformed.
     """
     headers = call.headers
-    if b"producer-id" not in headers and b"producer-epoch" not in headers and b"producer-seq" not in headers:
+    if PRODUCER_ID not in headers and PRODUCER_EPOCH not in headers and PRODUCER_SEQ not in headers:
         return None
-    stamp = parse_stamp(call.header(wire.PRODUCER_ID), call.header(wire.PRODUCER_EPOCH), call.header(wire.PRODUCER_SEQ))
+    stamp = parse_stamp(call.header(PRODUCER_ID), call.header(PRODUCER_EPOCH), call.header(PRODUCER_SEQ))
     if isinstance(stamp, Refused):
         raise refusal(stamp)
     return stamp

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import anyio
 
 from .._core import wire
-from .._core.wire import is_json, is_true
+from .._core.wire import is_true
 from . import json_messages
 from .offsets import parse_offset
 from .protocol import Appended, AppendRequest, InvalidJson, Payload, ProducerStamp, Reason, Refused
 from .requests import Call, parse_config, parse_producer, parse_whole
-from .responses import CLOSED, CONTENT_TYPE, NO_STORE, Headers, Rejection, next_offset, producer_headers, refusal
+from .responses import (
+    CLOSED,
+    CONTENT_TYPE,
+    FORK_OFFSET,
+    FORK_SUB_OFFSET,
+    FORKED_FROM,
+    NO_STORE,
+    STREAM_CLOSED,
+    STREAM_SEQ,
+    Headers,
+    Rejection,
+    next_offset,
+    producer_headers,
+    refusal,
+)
 from .stores.base import AppendResult, Created, CreateRequest, Gone, Missing
 
 if TYPE_CHECKING:
@@ -23,19 +38,24 @@ if TYPE_CHECKING:
 _LARGE_BYTES = 64 * 1024
 
 
-def _payload(body: bytes, content_type: str | None) -> Payload | InvalidJson | None:
+@lru_cache(256)
+def _media_type(content_type: bytes) -> str:
+    return wire.media_type(content_type.decode("latin-1"))
+
+
+def _payload(body: bytes, media_type: str) -> Payload | InvalidJson | None:
     if not body:
         return None
-    return json_messages.split_json(body) if is_json(content_type) else Payload(body)
+    return json_messages.split_json(body) if media_type == wire.JSON else Payload(body)
 
 
 async def put(app: DurableStreamsApp, call: Call) -> None:
     """Create a stream, or confirm that it exists as requested (server 5)."""
     config = parse_config(call)
     _check_fork(call)
-    closed = is_true(call.header(wire.CLOSED))
+    closed = is_true(call.header(STREAM_CLOSED))
     body = await call.read_body(app.max_append_bytes)
-    request = CreateRequest(call.path, config, closed, _payload(body, config.content_type))
+    request = CreateRequest(call.path, config, closed, _payload(body, wire.media_type(config.content_type)))
     result = await app.store.create(request, app.clock())
     if isinstance(result, Refused):
         raise refusal(result)
@@ -52,8 +72,8 @@ async def put(app: DurableStreamsApp, call: Call) -> None:
 
 def _check_fork(call: Call) -> None:
     """Forks are not there yet: say so, rather than create an ordinary stream."""
-    source = call.header(wire.FORKED_FROM)
-    offset, sub_offset = call.header(wire.FORK_OFFSET), call.header(wire.FORK_SUB_OFFSET)
+    source = call.header(FORKED_FROM)
+    offset, sub_offset = call.header(FORK_OFFSET), call.header(FORK_SUB_OFFSET)
     if source is None:
         if offset is not None or sub_offset is not None:
             raise Rejection(400, "Stream-Fork-Offset and Stream-Fork-Sub-Offset need Stream-Forked-From")
@@ -80,61 +100,60 @@ def _url(call: Call) -> bytes:
 
 async def post(app: DurableStreamsApp, call: Call) -> None:
     """Append, close, or both (server 6)."""
+    headers = call.headers
     stamp = parse_producer(call)
-    seq = call.headers.get(wire.SEQ.encode())
+    seq = headers.get(STREAM_SEQ)
     if seq == b"":
         raise Rejection(400, "Stream-Seq must not be empty")
     length = call.content_length()
-    large = length is None or length > _LARGE_BYTES
-    if large:
+    if length is not None and length <= _LARGE_BYTES:
+        request, result = await _append(app, call, stamp, seq)
+    else:
         found = await app.store.head(call.path, app.clock())
         if isinstance(found, Missing | Gone):
             raise refusal(found)
-    if stamp is None:
-        request = await _read_append(app, call, None, seq)
-        result = await app.store.append(request, app.clock())
-    else:
-        with app.arrivals.uploading(call.path, stamp) if large else nullcontext():
-            request = await _read_append(app, call, stamp, seq)
-            result = await _append_in_order(app, request, stamp)
+        with nullcontext() if stamp is None else app.arrivals.uploading(call.path, stamp):
+            request, result = await _append(app, call, stamp, seq)
     if isinstance(result, Refused):
         raise refusal(result)
-    headers: Headers = [next_offset(result.tail)]
+    answer: Headers = [next_offset(result.tail)]
     if result.closed:
-        headers.append(CLOSED)
-    if result.producer is None:
-        await call.answer(204, headers)
-    else:
-        headers += producer_headers(result.producer)
-        await call.answer(200 if isinstance(result, Appended) and request.payload is not None else 204, headers)
+        answer.append(CLOSED)
+    status = 204
+    if result.producer is not None:
+        answer += producer_headers(result.producer)
+        if request.payload is not None and isinstance(result, Appended):
+            status = 200
+    await call.answer(status, answer)
 
 
-async def _read_append(
+async def _append(
     app: DurableStreamsApp, call: Call, stamp: ProducerStamp | None, seq: bytes | None
-) -> AppendRequest:
-    content_type = call.header(wire.CONTENT_TYPE)
+) -> tuple[AppendRequest, AppendResult]:
+    """Read the body and append it."""
     body = await call.read_body(app.max_append_bytes)
-    return AppendRequest(
-        call.path,
-        wire.media_type(content_type),
-        _payload(body, content_type),
-        is_true(call.header(wire.CLOSED)),
-        stamp,
-        seq,
-    )
-
-
-async def _append_in_order(app: DurableStreamsApp, request: AppendRequest, stamp: ProducerStamp) -> AppendResult:
-    """Append; if the producer's preceding request is not here yet, give it a moment (`arrivals`)."""
+    media_type = _media_type(call.headers.get(CONTENT_TYPE, b""))
+    close = STREAM_CLOSED in call.headers and is_true(call.header(STREAM_CLOSED))
+    request = AppendRequest(call.path, media_type, _payload(body, media_type), close, stamp, seq)
     result = await app.store.append(request, app.clock())
+    if stamp is None:
+        return request, result
     if isinstance(result, Refused) and result.reason is Reason.SEQUENCE_GAP:
-        since = anyio.current_time()
-        while isinstance(result, Refused) and result.reason is Reason.SEQUENCE_GAP:
-            if not await app.arrivals.wait(request.path, stamp, since):
-                return result
-            result = await app.store.append(request, app.clock())
+        result = await _append_after_predecessor(app, request, stamp, result)
     if isinstance(result, Appended):
-        app.arrivals.moved(request.path, stamp)
+        app.arrivals.moved(call.path, stamp)
+    return request, result
+
+
+async def _append_after_predecessor(
+    app: DurableStreamsApp, request: AppendRequest, stamp: ProducerStamp, result: AppendResult
+) -> AppendResult:
+    """A producer's request has come before the one before it: give that a moment (`arrivals`)."""
+    since = anyio.current_time()
+    while isinstance(result, Refused) and result.reason is Reason.SEQUENCE_GAP:
+        if not await app.arrivals.wait(request.path, stamp, since):
+            break
+        result = await app.store.append(request, app.clock())
     return result
 
 

@@ -164,7 +164,7 @@ class MemoryStore:
     def _find(self, path: str, now: float) -> _Stream | None:
         """The stream at a path, unless it has expired: then it is removed."""
         stream = self._streams.get(path)
-        if stream is not None and stream.expired(now):
+        if stream is not None and stream.mortal and stream.expired(now):
             self._remove(stream)
             return None
         return stream
@@ -187,6 +187,7 @@ class _Stream:
         "ends",
         "json",
         "messages",
+        "mortal",
         "openings",
         "producers",
         "producers_swept",
@@ -198,6 +199,7 @@ class _Stream:
     def __init__(self, ref: StreamRef, config: StreamConfig, now: float) -> None:
         self.ref: StreamRef = ref
         self.config: StreamConfig = config
+        self.mortal: bool = config.ttl is not None or config.expires_at is not None
         self.json: bool = is_json(config.effective_type)
         self.state: StreamState = StreamState(media_type(config.effective_type))
         self.chunks: list[bytes] = []
