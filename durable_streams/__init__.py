@@ -62,6 +62,7 @@ from ._core.exchange import RetryDetails as RetryDetails
 from ._core.read_session import SSEResilience as SSEResilience
 
 # Transports
+from ._transport.asgi import ASGITransport as ASGITransport
 from ._transport.default import open_transport as open_transport
 from ._transport.base import Exchange as Exchange
 from ._transport.base import Timeouts as Timeouts
@@ -90,6 +91,7 @@ from .errors import StreamExistsError as StreamExistsError
 from .errors import StreamNotFoundError as StreamNotFoundError
 
 __all__ = [
+    "ASGITransport",
     "Ack",
     "AlreadyClosedError",
     "AppendResult",

@@ -5,9 +5,8 @@ from __future__ import annotations
 import ssl
 from collections.abc import Mapping
 
-import anyio
-
 from .base import Transport
+from .loops import running_loop
 
 
 def open_transport(
@@ -43,20 +42,6 @@ def open_transport(
             raise _missing(error, 'pip install "durable-streams-anyio[trio]"') from error
         return HTTPCoreTransport(ssl_context=ssl_context, proxies=proxies, keepalive_expiry=keepalive_expiry)
     raise RuntimeError(f"there is no transport for the event loop {loop!r}: use asyncio or trio")
-
-
-def running_loop() -> str:
-    """Name of the library whose event loop is running: "asyncio" or "trio".
-
-    Raises:
-        RuntimeError: outside an event loop.
-    """
-    try:
-        # Each backend of anyio has its own cancellation: a public name that tells which one is running.
-        cancelled = anyio.get_cancelled_exc_class()
-    except RuntimeError:
-        raise RuntimeError("a transport is made inside an event loop: asyncio or trio") from None
-    return cancelled.__module__.partition(".")[0]
 
 
 def _missing(error: ModuleNotFoundError, command: str) -> ImportError:

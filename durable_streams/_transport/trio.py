@@ -31,7 +31,6 @@ from urllib.parse import urlsplit
 import anyio
 import anyio.lowlevel
 import httpcore2
-import trio
 
 from ..errors import (
     AlreadyClosedError,
@@ -46,6 +45,7 @@ from .base import Timeouts
 from .deadline import Deadline
 from .failures import Row, check_url, tls_error, translate
 from .headers import idle_seconds
+from .loops import current_run, running_loop
 from .proxies import Proxies, Proxy
 from .version import user_agent
 
@@ -121,7 +121,7 @@ class HTTPCoreTransport:
         self._proxies = Proxies(proxies)
         self._keepalive_expiry = keepalive_expiry
         self._closed = False
-        self._token: trio.lowlevel.TrioToken | None = None
+        self._run: object = None
         self._backend = _Backend()
         self._finalizer = weakref.finalize(self, _abandon, self._backend.streams)
         self._finalizer.atexit = False
@@ -148,7 +148,7 @@ class HTTPCoreTransport:
         check_url(url)
         if self._closed:
             raise AlreadyClosedError("the transport was closed")
-        self._check_token()
+        self._check_run()
         request, pool = self._prepare(method, url, headers, body)
         deadline = Deadline(timeouts)
         upload = _Upload(body, deadline)
@@ -228,8 +228,8 @@ class HTTPCoreTransport:
         Raises:
             RuntimeError: in another run of trio than the one that used the transport.
         """
-        if self._token is not None:
-            self._check_token()
+        if self._run is not None:
+            self._check_run()
         self._closed = True
         self._finalizer.detach()
         pools, self._pools = self._pools, {}
@@ -244,14 +244,13 @@ class HTTPCoreTransport:
             for stream in list(self._backend.streams):
                 await stream.aclose()
 
-    def _check_token(self) -> None:
-        try:
-            token = trio.lowlevel.current_trio_token()
-        except RuntimeError:
-            raise RuntimeError("HTTPCoreTransport works on trio only") from None
-        if self._token is None:
-            self._token = token
-        elif self._token is not token:
+    def _check_run(self) -> None:
+        if running_loop() != "trio":
+            raise RuntimeError("HTTPCoreTransport works on trio only")
+        run = current_run()
+        if self._run is None:
+            self._run = run
+        elif self._run is not run:
             raise RuntimeError(f"{self!r} belongs to another run of trio: make one transport for each")
 
 
@@ -533,15 +532,15 @@ class _Stream(httpcore2.AsyncNetworkStream):
                     self._ahead += data
                 else:
                     self._ahead_end = data
-            nursery.cancel_scope.cancel()
+            tasks.cancel_scope.cancel()
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(read_ahead)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read_ahead)
             try:
                 results.append(await work())
             except Exception as error:
                 errors.append(error)
-            nursery.cancel_scope.cancel()
+            tasks.cancel_scope.cancel()
         if errors:
             raise errors[0]
         if not results:

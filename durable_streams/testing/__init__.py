@@ -1,0 +1,37 @@
+"""What tests need: faults on demand, and kits that hold your own implementations to the library's promises.
+
+Faults:   `FaultTransport` refuses, resets, cuts, delays, reorders and repeats requests, from a seed or from a script
+Kits:     `check_transport`, `check_store`: one reusable test for each interface that you may implement
+"""
+
+# Refuse to be half of another distribution before anything is imported.
+from .._collision import refuse_collision
+
+refuse_collision()
+
+# Faults
+from .faults import Fault as Fault
+from .faults import FaultKind as FaultKind
+from .faults import FaultStatistics as FaultStatistics
+from .faults import FaultTransport as FaultTransport
+from .faults import RequestFacts as RequestFacts
+
+# Kits
+from .store_kit import check_store as check_store
+from .transport_kit import check_transport as check_transport
+
+__all__ = [
+    "Fault",
+    "FaultKind",
+    "FaultStatistics",
+    "FaultTransport",
+    "RequestFacts",
+    "check_store",
+    "check_transport",
+]
+
+# The address a user would type, in tracebacks, docs and pickles.
+for _value in list(globals().values()):
+    if getattr(_value, "__module__", "").startswith(__name__ + "."):
+        _value.__module__ = __name__
+del _value
