@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import AsyncIterable
-from urllib.parse import urljoin
 
 from .._core import content_coding, wire
 from .._core.exchange import Head, Kind, Request
+from .._core.status_errors import redirect_target
 from .._transport.base import Exchange, Timeouts
-from ..errors import FetchError
+from ..errors import FetchError, ParseError
 from .context import Context
 
 #: Redirects followed for GET and HEAD.
@@ -36,13 +36,16 @@ class Answer:
 
     Attributes:
         head: Its status and headers.
+        budget: Most bytes that the caller's method still accepts, or None.
     """
 
     def __init__(self, exchange: Exchange, max_bytes: int | None) -> None:
         self._exchange = exchange
         headers = exchange.headers
         self.head = Head(exchange.status, headers, time.time())
+        self.budget: int | None = None
         self._max_bytes = max_bytes
+        self._received = 0
         self._decoder: content_coding.ContentDecoder | None = None
         self._pieces: deque[bytes] = deque()
 
@@ -51,7 +54,7 @@ class Answer:
 
         Raises:
             NetworkError: the connection broke, or the body ended too early.
-            ParseError: the body is larger than allowed, or has an unknown coding.
+            ParseError: the body is larger than allowed or than `budget`, or has an unknown coding.
         """
         if self._decoder is None:
             self._decoder = content_coding.make_decoder(
@@ -63,7 +66,11 @@ class Answer:
                 self._decoder.finish()
                 return b""
             self._pieces.extend(self._decoder.feed(data))
-        return self._pieces.popleft()
+        piece = self._pieces.popleft()
+        self._received += len(piece)
+        if self.budget is not None and self._received > self.budget:
+            raise ParseError(f"the body has more than the {self.budget} bytes that are still accepted (max_bytes)")
+        return piece
 
     async def aclose(self) -> None:
         """Release the connection."""
@@ -87,7 +94,7 @@ async def open_answer(
 
     Raises:
         NetworkError: see `Transport.open`.
-        FetchError: too many redirects.
+        FetchError: more than five redirects, or one that leads nowhere.
         Whatever a user's callable raises.
     """
     url, headers = await context.resolve(request)
@@ -103,13 +110,16 @@ async def open_answer(
             return Answer(exchange, limit)
         await exchange.aclose()
         followed += 1
-        if followed > MAX_REDIRECTS:
+        target = redirect_target(url, location)
+        if followed > MAX_REDIRECTS or target is None:
+            what = "redirects to an address that cannot be used" if target is None else "redirects too often"
+            shown = context.url.display
             raise FetchError(
-                f"{context.url.display}: more than {MAX_REDIRECTS} redirects",
+                f"{shown}: the server {what} ({exchange.status})",
                 status=exchange.status,
-                url=context.url.display,
+                url=shown,
+                headers=dict(exchange.headers),
             )
-        target = wire.parse_url(urljoin(url, location).partition("#")[0])
         if not wire.same_origin(wire.parse_url(url), target):
             headers = {name: value for name, value in headers.items() if name not in _CREDENTIALS}
         if target.authorization is not None:

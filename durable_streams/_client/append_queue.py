@@ -28,7 +28,8 @@ from typing import Any
 
 import anyio
 
-from ..errors import AlreadyClosedError
+from .._core import wire
+from ..errors import AlreadyClosedError, DurableStreamError
 from .context import HeaderValue, ParamValue
 from .results import AppendResult
 
@@ -38,7 +39,7 @@ class AppendBatching:
     """How appends made while one is under way are gathered; see `DurableStream`.
 
     Attributes:
-        max_batch_bytes: Most payload in one request, in bytes. A single larger message goes alone.
+        max_batch_bytes: Largest body of a request, framing included, in bytes. A single larger message goes alone.
         max_batch_items: Most messages in one request, or None.
     """
 
@@ -118,23 +119,25 @@ class AppendQueue:
 
         Cancelled while it is queued, it is not sent; later, it completes in the background.
         """
-        self._check_open()
+        self.check_open()
         if self._worker is None:
             async with self._lock:
                 assert entry.route is not None
                 self.requests += 1
                 return await self._send(entry.route, [entry])
         await self._queued(entry)
-        if entry.error is not None:
+        if isinstance(entry.error, DurableStreamError):
             # Each caller gets an error of its own: tracebacks of several tasks must not mix.
             raise copy.copy(entry.error) from entry.error.__cause__
+        if entry.error is not None:
+            raise entry.error  # A user's own exception may be of a kind that cannot be copied.
         assert entry.result is not None
         return entry.result
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """The wire for oneself, after everything that was accepted before."""
-        self._check_open()
+        self.check_open()
         if self._worker is None:
             async with self._lock:
                 yield
@@ -168,7 +171,8 @@ class AppendQueue:
         if self._worker is not None:
             self._worker.wake.set()
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise `AlreadyClosedError` after `aclose`."""
         if self._closing:
             raise AlreadyClosedError("the handle was closed; no append is accepted any more")
 
@@ -176,7 +180,6 @@ class AppendQueue:
 
     async def start(self, task_group: Any) -> None:
         """Start the worker in a task group or nursery (anything with `start_soon`); returns when it runs."""
-        self._check_open()
         self._worker = worker = _Worker()
         task_group.start_soon(self._run, worker)
         try:
@@ -260,10 +263,11 @@ class AppendQueue:
     def _take(self, route: Route) -> list[Entry]:
         """Entries from the head of the queue that go together in one request."""
         batch: list[Entry] = []
-        size = 0
+        comma = 1 if wire.is_json(route.content_type) else 0
+        size = comma  # A JSON array has two brackets, and one comma less than items.
         limit = self._batching.max_batch_items
         while self._entries and self._entries[0].route == route and (limit is None or len(batch) < limit):
-            size += len(self._entries[0].payload) + 1
+            size += len(self._entries[0].payload) + comma
             if batch and size > self._batching.max_batch_bytes:
                 break
             entry = self._entries.popleft()

@@ -98,8 +98,7 @@ class Context:
         owner: TransportOwner,
         rng: random.Random | None = None,
     ) -> None:
-        # Our parameters win over the URL's own, also where we send none: `live=sse` must not slip into a catch-up.
-        self.url = replace(url, query=tuple(pair for pair in url.query if pair[0] not in wire.PROTOCOL_PARAMS))
+        self.url = _without_protocol_params(url)
         self.owner = owner
         self.rng: random.Random = rng or random.Random()
         self.on_error: OnError | None = _checked_on_error(on_error)
@@ -122,8 +121,7 @@ class Context:
     ) -> Context:
         """A context for one call or session: per-call values over ours; callables stay serialised with ours.
 
-        What `on_error` adds belongs to its owner: a child that has one of its own keeps the additions to itself, another
-        shares ours.
+        What `on_error` adds belongs to its owner: a child with one of its own keeps the additions, others share ours.
         """
         child = copy.copy(self)
         child._headers = {**self._headers, **checked_headers(headers)}
@@ -134,12 +132,11 @@ class Context:
         return child
 
     def moved(self, url: wire.Address) -> Context:
-        """The same values for another stream, independent of ours from now on."""
-        other = Context(url, on_error=self.on_error, owner=self.owner, rng=self.rng)
-        other._headers = {**self._headers, **other._headers}
-        other._params = dict(self._params)
-        other._extra_headers, other._extra_params = dict(self._extra_headers), dict(self._extra_params)
-        other._lock = self._lock
+        """The same for another stream of the same owner."""
+        other = self.child()
+        other.url = _without_protocol_params(url)
+        if url.authorization is not None:
+            other._headers["authorization"] = url.authorization
         return other
 
     async def content_type(self, headers: Mapping[str, HeaderValue] | None = None) -> str | None:
@@ -147,7 +144,8 @@ class Context:
         name = wire.CONTENT_TYPE
         for layer in (self._extra_headers, checked_headers(headers), self._headers):
             if name in layer:
-                return validate.content_type(await _resolved("headers", name, layer[name]))
+                async with self._lock:
+                    return validate.content_type(await _resolved("headers", name, layer[name]))
         return None
 
     async def resolve(self, request: Request) -> tuple[str, dict[str, str]]:
@@ -189,19 +187,25 @@ class Context:
             answer: Any = self.on_error(error)
             if inspect.isawaitable(answer):
                 answer = await answer
+            if answer is None:
+                return False
+            if not isinstance(answer, Mapping) or not answer.keys() <= {"headers", "params"}:
+                raise TypeError(
+                    f"on_error must return None or a mapping with 'headers' and/or 'params', got {_shape(answer)}"
+                )
+            headers, params = checked_headers(answer.get("headers")), checked_params(answer.get("params"))
         except Exception as raised:
             if raised is error:
                 raise
             raise raised from error
-        if answer is None:
-            return False
-        if not isinstance(answer, Mapping) or not answer.keys() <= {"headers", "params"}:
-            raise TypeError(
-                f"on_error must return None or a mapping with 'headers' and/or 'params', got {_shape(answer)}"
-            ) from error
-        self._extra_headers.update(checked_headers(answer.get("headers")))
-        self._extra_params.update(checked_params(answer.get("params")))
+        self._extra_headers.update(headers)
+        self._extra_params.update(params)
         return True
+
+
+def _without_protocol_params(url: wire.Address) -> wire.Address:
+    """Our parameters win over the URL's own, also where we send none: `live=sse` must not slip into a catch-up."""
+    return replace(url, query=tuple(pair for pair in url.query if pair[0] not in wire.PROTOCOL_PARAMS))
 
 
 async def _resolved(kind: str, name: str, value: Any, *, optional: bool = False) -> Any:

@@ -37,6 +37,11 @@ class Driver(Generic[T]):
         on_failed_attempt: The user's hook for failures that are repeated.
         body: Sent in chunks instead of the request's body.
         max_bytes: Largest decoded answer accepted, or None.
+
+    Attributes:
+        requests: Requests made, those that failed and were repeated included.
+        retries: Failures that were repeated.
+        budget: Most bytes that the caller still accepts, or None: an answer is not read further than that.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class Driver(Generic[T]):
         self.context = context
         self.requests = 0
         self.retries = 0
+        self.budget: int | None = None
         self._logger = logger
         self._hook = on_failed_attempt
         self._body = body
@@ -103,8 +109,9 @@ class Driver(Generic[T]):
                 yield
         finally:
             self._scope = None
-            if self._left is not None:
-                self._left.set()
+            left, self._left = self._left, None
+            if left is not None:
+                left.set()
 
     async def _run(self, *, until_head: bool = False) -> T | None:
         session = self.session
@@ -172,6 +179,7 @@ class Driver(Generic[T]):
     async def _receive(self) -> None:
         assert self._answer is not None
         self._waited = True
+        self._answer.budget = self.budget
         try:
             data = await self._answer.receive()
         except DurableStreamError as error:
@@ -187,7 +195,7 @@ class Driver(Generic[T]):
 
     async def _sleep(self, command: Sleep) -> None:
         retry = command.retry
-        if retry is not None and retry is not self._announced:
+        if retry is not None and retry.attempt and retry is not self._announced:
             self._announced = retry
             self.retries += 1
             level = logging.WARNING if retry.attempt == _WARN_AT else logging.DEBUG
@@ -239,8 +247,8 @@ class Driver(Generic[T]):
     async def aclose(self) -> None:
         """Interrupt a pending call, wait for it to leave, and close the open answer."""
         if self._scope is not None:
-            self._left = anyio.Event()
+            left = self._left = self._left or anyio.Event()  # Others may be waiting already.
             self._scope.cancel()
             with anyio.move_on_after(_CLOSE_GRACE, shield=True):
-                await self._left.wait()
+                await left.wait()
         await self.close_answer()

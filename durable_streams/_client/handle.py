@@ -19,9 +19,9 @@ from .._core.exchange import Kind, Request
 from .._core.read_session import SSEResilience
 from .._core.status_errors import Subject
 from .._transport.base import Transport
-from ..errors import InvalidArgumentError, StreamExistsError, StreamNotFoundError
+from ..errors import InvalidArgumentError, StreamClosedError, StreamExistsError
 from .append_queue import AppendBatching, AppendQueue, Entry, Route
-from .context import Context, HeaderValue, OnError, ParamValue, TransportOwner
+from .context import Context, HeaderValue, OnError, ParamValue, TransportOwner, checked_headers, checked_params
 from .driver import Driver
 from .results import AppendResult, CloseResult, CreateResult, DeleteResult, HeadResult, Outcome, ProducerStamp
 from .stream import MAX_PAGE_BYTES, StreamSession, read_options
@@ -55,7 +55,7 @@ class DurableStream:
         content_type: The stream's content type. None: it is learnt from `create`, `connect` or `head`; the first
             append asks for it otherwise.
         batching: False sends each append as a request of its own also inside `async with`.
-        max_batch_bytes: Most payload gathered into one request, in bytes.
+        max_batch_bytes: Largest body gathered into one request, in bytes. A single larger message goes alone.
         max_batch_items: Most messages gathered into one request; None for no limit.
         on_error: Called, plain or async, with an error that would be raised, after retries are exhausted. None as its
             result raises the error; a mapping tries again, with its "headers" and "params" added for good.
@@ -124,6 +124,8 @@ class DurableStream:
         self._retry_ambiguous = retry_ambiguous_appends
         self._owns = owns
         self._queue = AppendQueue(self._send_batch, caps)
+        self._framing = anyio.Lock()
+        self._entered = False
         self._task_group: Any = None
 
     # -- What it is ----------------------------------------------------------------------------------------
@@ -144,10 +146,18 @@ class DurableStream:
     # -- Life ----------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> DurableStream:
+        self._check_startable()
+        self._entered = True
         if self._batching:
-            self._task_group = anyio.create_task_group()
-            await self._task_group.__aenter__()
-            await self._queue.start(self._task_group)
+            task_group = anyio.create_task_group()
+            await task_group.__aenter__()
+            try:
+                await self._queue.start(task_group)
+            except BaseException:
+                task_group.cancel_scope.cancel()
+                await task_group.__aexit__(None, None, None)
+                raise
+            self._task_group = task_group
         return self
 
     async def __aexit__(
@@ -173,12 +183,17 @@ class DurableStream:
                 several handles may be closed in any order.
 
         Raises:
-            RuntimeError: the handle's worker is running already.
+            RuntimeError: it has been started or entered before.
+            AlreadyClosedError: it was closed.
         """
-        if self._queue.running:
-            raise RuntimeError(f"{self!r} has been started already")
+        self._check_startable()
         if self._batching:
             await self._queue.start(task_group)
+
+    def _check_startable(self) -> None:
+        self._queue.check_open()
+        if self._entered or self._queue.running:
+            raise RuntimeError(f"{self!r} has been started already")
 
     async def aclose(self) -> None:
         """Finish the appends that were accepted, then close the connections. The stream stays open. Idempotent."""
@@ -257,7 +272,7 @@ class DurableStream:
                 headers=headers,
                 params=params,
             )
-        except StreamExistsError:
+        except (StreamExistsError, StreamClosedError):
             found = await self.connect(headers=headers, params=params)
         return CreateResult(
             found.status,
@@ -309,7 +324,7 @@ class DurableStream:
             Request("DELETE", Kind.UNARY),
             headers=headers,
             params=params,
-            accept=lambda reply: reply.head.status == 404 and reply.ambiguous,
+            accept=lambda reply: reply.head.status in (404, 410) and reply.ambiguous,
         )
         self._content_type = None
         return DeleteResult(reply.head.status, dict(reply.head.headers))
@@ -375,7 +390,7 @@ class DurableStream:
         data = b"" if body is None else validate.body(body)
         fork = DurableStream.__new__(DurableStream)
         fork._setup(
-            self._context.child(url=address),
+            self._context.moved(address),
             content_type=None,
             batching=self._batching,
             caps=self._caps,
@@ -429,16 +444,15 @@ class DurableStream:
         data = validate.body(body)
         if not data:
             raise InvalidArgumentError("body must not be empty")
-        chosen = validate.content_type(content_type)
-        seq = validate.seq(seq)
-        if chosen is None:
-            chosen = await self._known_content_type()
-        if wire.is_json(chosen):
-            json_mode.check_item(data, validate=validate_json)
-        route = Route(chosen, headers, params, seq is not None)
-        if producer is not None:
-            return await self._append_stamped(route, data, seq, producer)
-        return await self._queue.append(Entry(route, data, seq))
+        return await self._append(
+            data,
+            content_type=validate.content_type(content_type),
+            seq=seq,
+            producer=producer,
+            validate_json=validate_json,
+            headers=headers,
+            params=params,
+        )
 
     async def append_json(
         self,
@@ -455,13 +469,33 @@ class DurableStream:
             TypeError: the value cannot be written as JSON.
             InvalidArgumentError: it contains NaN or an infinity, or the stream is known not to be a JSON stream.
         """
-        content_type = self._content_type or wire.JSON
-        if not wire.is_json(content_type):
-            raise InvalidArgumentError(f"append_json needs a JSON stream; the content type is {content_type!r}")
         data = json_mode.encode_item(value)
-        return await self.append(
-            data, seq=seq, content_type=content_type, producer=producer, headers=headers, params=params
-        )
+        return await self._append(data, as_json=True, seq=seq, producer=producer, headers=headers, params=params)
+
+    async def _append(
+        self,
+        data: bytes,
+        *,
+        content_type: str | None = None,
+        as_json: bool = False,
+        seq: str | None,
+        producer: ProducerStamp | None,
+        validate_json: bool = False,
+        headers: Headers | None,
+        params: Params | None,
+    ) -> AppendResult:
+        stamp = None if producer is None else _stamp_headers(producer)
+        seq = validate.seq(seq)
+        headers, params = checked_headers(headers), checked_params(params)
+        chosen = await self._accepted(content_type, headers, params, default=wire.JSON if as_json else None)
+        if wire.is_json(chosen):
+            json_mode.check_item(data, validate=validate_json)
+        elif as_json:
+            raise InvalidArgumentError(f"append_json needs a JSON stream; the content type is {chosen!r}")
+        route = Route(chosen, headers, params, seq is not None)
+        if stamp is not None:
+            return await self._append_stamped(route, data, seq, stamp)
+        return await self._queue.append(Entry(route, data, seq))
 
     async def append_stream(
         self,
@@ -492,7 +526,8 @@ class DurableStream:
             raise TypeError(f"source must be an iterable of bytes or str, got {type(source).__name__}")
         chosen = validate.content_type(content_type)
         own = {} if (seq := validate.seq(seq)) is None else {wire.SEQ: seq}
-        own[wire.CONTENT_TYPE] = chosen or await self._known_content_type()
+        headers, params = checked_headers(headers), checked_params(params)
+        own[wire.CONTENT_TYPE] = await self._accepted(chosen, headers, params)
         async with self._queue.turn():
             reply = await self._call(
                 "append",
@@ -548,20 +583,29 @@ class DurableStream:
         """
         own = {wire.CLOSED: "true"}
         data, kind = b"", Kind.UNARY
+        chosen = validate.content_type(content_type)
+        headers, params = checked_headers(headers), checked_params(params)
         if body is not None:
-            data, kind = validate.body(body, name="body"), Kind.APPEND
+            data, kind = validate.body(body), Kind.APPEND
             if not data:
                 raise InvalidArgumentError("body must not be empty; leave it out to close without a last message")
-            own[wire.CONTENT_TYPE] = validate.content_type(content_type) or await self._known_content_type()
-            if wire.is_json(own[wire.CONTENT_TYPE]):
+            own[wire.CONTENT_TYPE] = chosen = await self._accepted(chosen, headers, params)
+            if wire.is_json(chosen):
                 json_mode.check_item(data)
                 data = json_mode.frame([data])
+        elif self._framing.locked():
+            async with self._framing:  # Behind the appends that still ask for the content type.
+                pass
         async with self._queue.turn():
-            request = Request("POST", kind, headers=own, body=data)
-            reply = await self._call("close_stream", request, headers=headers, params=params)
-        return CloseResult(
-            reply.head.status, dict(reply.head.headers), final_offset=reply.head.headers.get(wire.NEXT_OFFSET)
-        )
+            reply = await self._call(
+                "close_stream",
+                Request("POST", kind, headers=own, body=data),
+                headers=headers,
+                params=params,
+                repeat_ambiguous=True,  # A second try finds the stream closed: it cannot store the body twice.
+            )
+        final = reply.head.headers.get(wire.NEXT_OFFSET) or None
+        return CloseResult(reply.head.status, dict(reply.head.headers), final_offset=final)
 
     def stream(
         self,
@@ -638,14 +682,32 @@ class DurableStream:
 
     async def _known_content_type(self) -> str:
         """The stream's content type, asked for if need be: the framing of a message depends on it."""
-        if self._content_type is None:
-            try:
-                await self.connect()
-            except StreamNotFoundError as error:
-                raise StreamNotFoundError(
-                    error.message, status=404, url=self.url, headers=error.headers, details=error.details
-                ) from None
-        return self._content_type or wire.OCTET_STREAM
+        return await self._accepted(None, {}, {})
+
+    async def _accepted(
+        self, content_type: str | None, headers: Headers, params: Params, *, default: str | None = None
+    ) -> str:
+        """The content type of a message that is accepted now.
+
+        If nobody says it, the server is asked. Calls leave in the order in which they came: a message that has to wait
+        for the answer is not overtaken by one that has not.
+
+        Args:
+            content_type: What the call says, which counts most; then the handle, then a user's header.
+            headers: The call's headers.
+            params: The call's parameters.
+            default: Taken instead of asking.
+        """
+        content_type = content_type or self._content_type
+        if content_type is not None and not self._framing.locked():
+            return content_type
+        async with self._framing:
+            content_type = content_type or self._content_type or await self._context.content_type(headers) or default
+            if content_type is None:
+                head = Request("HEAD", Kind.UNARY)
+                self._described(await self._call("append", head, headers=headers, params=params))
+                content_type = self._content_type or wire.OCTET_STREAM
+            return content_type
 
     async def _send_batch(self, route: Route, entries: list[Entry]) -> AppendResult:
         """One request for messages that go together; the last `seq` counts for all."""
@@ -658,17 +720,11 @@ class DurableStream:
         reply = await self._call("append", request, headers=route.headers, params=route.params, seq=seq)
         return _appended(reply)
 
-    async def _append_stamped(self, route: Route, data: bytes, seq: str | None, stamp: ProducerStamp) -> AppendResult:
-        if not isinstance(stamp, ProducerStamp):
-            raise TypeError(f"producer must be a ProducerStamp, got {type(stamp).__name__}")
-        own = {
-            wire.CONTENT_TYPE: route.content_type,
-            wire.PRODUCER_ID: wire.check_header(wire.PRODUCER_ID, stamp.id)[1],
-            wire.PRODUCER_EPOCH: str(validate.integer("epoch", stamp.epoch)),
-            wire.PRODUCER_SEQ: str(validate.integer("seq", stamp.seq)),
-        }
-        if not stamp.id:
-            raise InvalidArgumentError("producer: id must not be empty")
+    async def _append_stamped(
+        self, route: Route, data: bytes, seq: str | None, stamp: Mapping[str, str]
+    ) -> AppendResult:
+        self._queue.check_open()
+        own = {wire.CONTENT_TYPE: route.content_type, **stamp}
         if seq is not None:
             own[wire.SEQ] = seq
         request = Request("POST", Kind.PRODUCER, headers=own, body=_framed(route.content_type, [data]))
@@ -691,6 +747,7 @@ class DurableStream:
         params: Params | None,
         seq: str | None = None,
         accept: Callable[[Reply], bool] = lambda reply: False,
+        repeat_ambiguous: bool = False,
         body: AsyncIterable[bytes] | None = None,
     ) -> Reply:
         """Run one operation to its end."""
@@ -702,7 +759,7 @@ class DurableStream:
             Subject(operation, self.url, seq, len(request.body)),
             self._backoff,
             accept=accept,
-            repeat_ambiguous=seq is not None or self._retry_ambiguous,
+            repeat_ambiguous=repeat_ambiguous or seq is not None or self._retry_ambiguous,
             repeatable=body is None,
         )
         driver: Driver[Reply] = Driver(
@@ -721,6 +778,23 @@ def _framed(content_type: str, payloads: list[bytes]) -> bytes:
     if wire.is_json(content_type):
         return json_mode.frame(payloads)
     return payloads[0] if len(payloads) == 1 else b"".join(payloads)
+
+
+def _stamp_headers(stamp: ProducerStamp) -> dict[str, str]:
+    """A raw producer append's own headers."""
+    if not isinstance(stamp, ProducerStamp):
+        raise TypeError(f"producer must be a ProducerStamp, got {type(stamp).__name__}")
+    if not isinstance(stamp.id, str):
+        raise TypeError(f"producer: id must be a str, got {type(stamp.id).__name__}")
+    if not stamp.id or stamp.id != stamp.id.strip():
+        raise InvalidArgumentError(
+            f"producer: id must be a non-empty str without surrounding white space, got {stamp.id!r}"
+        )
+    return {
+        wire.PRODUCER_ID: wire.check_header(wire.PRODUCER_ID, stamp.id)[1],
+        wire.PRODUCER_EPOCH: str(validate.integer("producer: epoch", stamp.epoch)),
+        wire.PRODUCER_SEQ: str(validate.integer("producer: seq", stamp.seq)),
+    }
 
 
 def _refusal(reply: Reply) -> Outcome | None:

@@ -16,6 +16,7 @@ import anyio.lowlevel
 from .._core import validate, wire
 from .._core.checkpoint import Checkpoint
 from .._core.read_session import Page, ReadOptions, ReadSession
+from .._core.text import TextDecoder
 from ..errors import (
     AlreadyClosedError,
     BusyResourceError,
@@ -235,6 +236,7 @@ class StreamResponse:
             ParseError: there is more than `max_bytes`.
             DurableStreamError: see `stream`.
         """
+        _checked_max_bytes(max_bytes)
         self._claim("read")
         return self._read(max_bytes)
 
@@ -258,21 +260,32 @@ class StreamResponse:
             DurableStreamError: see `stream`.
         """
         _checked_errors(errors)
+        _checked_max_bytes(max_bytes)
         self._claim("text")
         return self._text(max_bytes, errors)
 
     async def _text(self, max_bytes: int | None, errors: Literal["strict", "replace"]) -> str:
-        data = self._options.start.text_tail + await self._read(max_bytes)
-        try:
-            return data.decode(errors=errors)
-        except UnicodeDecodeError as error:
-            preview = data[error.start : error.start + 100].decode(errors="replace")
-            raise ParseError(
-                f"read {self.url}: not UTF-8 at byte {error.start} after offset {self._start_offset}",
-                preview=preview,
-                offset=self._start_offset,
-                url=self.url,
-            ) from error
+        if self._session.json:
+            data = await self._read(max_bytes)
+            try:
+                return TextDecoder(errors=errors).decode(data, final=True, offset=self._start_offset)
+            except ParseError as error:
+                error.url = self.url
+                raise
+        decoder = TextDecoder(self._options.start.text_tail, errors=errors)
+
+        def decode(page: Page) -> TextBatch:
+            checkpoint = page.checkpoint
+            text = decoder.decode(joined(page.data, json=False), final=checkpoint.up_to_date, offset=page.before)
+            return TextBatch(checkpoint, text)
+
+        pieces: list[str] = []
+        self._driver.budget = max_bytes
+        while (batch := await self._next(decode)) is not None:
+            pieces.append(batch.text)
+            if await self._enough(batch, max_bytes):
+                break
+        return "".join(pieces)
 
     @overload
     def json(
@@ -306,16 +319,16 @@ class StreamResponse:
             ParseError: the data is not JSON, or more than `max_bytes`.
         """
         self._require_json("json")
+        _checked_max_bytes(max_bytes)
         self._claim("json")
         return self._json(json_decoder(self.url, loads, type), max_bytes)
 
     async def _json(self, decode: Decoder[JsonBatch[Any]], max_bytes: int | None) -> list[Any]:
         items: list[Any] = []
+        self._driver.budget = max_bytes
         while (batch := await self._next(decode)) is not None:
             items += batch.items
-            await self._check_size(max_bytes)
-            if batch.up_to_date:
-                await self._stop()
+            if await self._enough(batch, max_bytes):
                 break
         return items
 
@@ -372,25 +385,21 @@ class StreamResponse:
         )
 
     @overload
-    def iter_batches(self, as_: Literal["bytes"], /) -> BatchIterator[BytesBatch]: ...
+    def iter_batches(self, as_: Literal["auto"] = "auto") -> BatchIterator[JsonBatch[Any] | TextBatch | BytesBatch]: ...
     @overload
-    def iter_batches(self, *, as_: Literal["bytes"]) -> BatchIterator[BytesBatch]: ...
+    def iter_batches(self, as_: Literal["bytes"]) -> BatchIterator[BytesBatch]: ...
     @overload
     def iter_batches(
-        self, *, as_: Literal["text"], errors: Literal["strict", "replace"] = "strict"
+        self, as_: Literal["text"], *, errors: Literal["strict", "replace"] = "strict"
     ) -> BatchIterator[TextBatch]: ...
     @overload
     def iter_batches(
-        self, *, as_: Literal["json"], loads: Callable[[bytes], Any] | None = None
+        self, as_: Literal["json"], *, loads: Callable[[bytes], Any] | None = None
     ) -> BatchIterator[JsonBatch[Any]]: ...
     @overload
     def iter_batches(
-        self, *, as_: Literal["json"], type: Callable[[Any], T], loads: Callable[[bytes], Any] | None = None
+        self, as_: Literal["json"], *, type: Callable[[Any], T], loads: Callable[[bytes], Any] | None = None
     ) -> BatchIterator[JsonBatch[T]]: ...
-    @overload
-    def iter_batches(
-        self, *, as_: Literal["auto"] = "auto"
-    ) -> BatchIterator[JsonBatch[Any] | TextBatch | BytesBatch]: ...
     def iter_batches(
         self,
         as_: As = "auto",
@@ -409,11 +418,16 @@ class StreamResponse:
             errors: With text: what to do with bytes that are not UTF-8.
 
         Raises:
+            InvalidArgumentError: an option does not go with the kind of batch.
             DurableStreamError: `BAD_REQUEST` for "json" if the stream is not in JSON mode (raised at the call).
             StreamConsumedError: the session is already being consumed (raised at the call).
         """
         _checked_errors(errors)
         chosen = self._chosen(as_)
+        if chosen != "json" and not (type is None and loads is None):
+            raise InvalidArgumentError(f"type and loads go with JSON batches, not with {chosen!r}")
+        if chosen != "text" and as_ != "auto" and errors != "strict":
+            raise InvalidArgumentError(f"errors goes with text batches, not with {chosen!r}")
         self._claim("iter_batches")
         decode: Decoder[Any]
         if chosen == "json":
@@ -568,6 +582,7 @@ class StreamResponse:
         if self._finished:
             if self._error is not None:
                 raise self._error
+            self._driver.taken()  # Cancelled while the consumer had a batch: it is done with it now.
             await self._release()
             return None
         try:
@@ -578,6 +593,8 @@ class StreamResponse:
             try:
                 batch = decode(page)
             except Exception as error:
+                if isinstance(error, ParseError):
+                    error.url = self.url
                 self._session.fail(error)
                 raise
             self._session.amend(batch.checkpoint)
@@ -597,23 +614,20 @@ class StreamResponse:
             parts.extend(page.data)
             return Batch(page.checkpoint)
 
+        self._driver.budget = max_bytes
         while (batch := await self._next(keep)) is not None:
-            await self._check_size(max_bytes)
-            if batch.up_to_date:
-                await self._stop()
+            if await self._enough(batch, max_bytes):
                 break
         return tuple(parts)
 
-    async def _check_size(self, max_bytes: int | None) -> None:
-        if max_bytes is not None and self._bytes > max_bytes:
-            error = ParseError(f"read {self.url}: more than max_bytes ({max_bytes}) bytes", url=self.url)
-            await self._finish(error)
-            raise error
-
-    async def _stop(self) -> None:
+    async def _enough(self, batch: Batch, max_bytes: int | None) -> bool:
         """Up to date is the end for `read`, `text` and `json`, whatever `live` says."""
-        self._driver.taken()
-        await self.aclose()
+        if max_bytes is not None:
+            self._driver.budget = max_bytes - self._bytes
+        if batch.up_to_date:
+            self._driver.taken()
+            await self.aclose()
+        return batch.up_to_date
 
     async def _finish(self, error: BaseException | None) -> None:
         self._set_closed(error)
@@ -636,3 +650,8 @@ class StreamResponse:
 def _checked_errors(errors: str) -> None:
     if errors not in ("strict", "replace"):
         raise InvalidArgumentError(f'errors must be "strict" or "replace", got {errors!r}')
+
+
+def _checked_max_bytes(max_bytes: int | None) -> None:
+    if max_bytes is not None:
+        validate.integer("max_bytes", max_bytes)

@@ -151,9 +151,10 @@ def stream(
         RetentionGoneError: the data at the offset is no longer kept.
         NetworkError: no answer within `backoff_options.max_elapsed`.
     """
-    address = wire.parse_url(url)
+    owner = TransportOwner(transport)
+    context = Context(wire.parse_url(url), headers=headers, params=params, on_error=on_error, owner=owner, rng=rng)
     options = read_options(
-        address,
+        context.url,
         offset=offset,
         live=live,
         json=json,
@@ -163,6 +164,4 @@ def stream(
         backoff_options=backoff_options,
         sse_resilience=sse_resilience,
     )
-    owner = TransportOwner(transport)
-    context = Context(address, headers=headers, params=params, on_error=on_error, owner=owner, rng=rng)
     return StreamSession(options, context, owner=owner, start_offset=options.start.offset)

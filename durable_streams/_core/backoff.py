@@ -137,7 +137,7 @@ class RetrySchedule:
         self._spared = False
 
     def fail(self, error: Exception, now: float, draw: float, *, limited: bool = True) -> RetryDetails | None:
-        """The delay after this failure, or None if it is time to give up.
+        """The delay after this failure, or None if it is time to give up. Attempt 0 is the one that is not counted.
 
         Args:
             error: Why the try failed.
@@ -147,7 +147,7 @@ class RetrySchedule:
         """
         if isinstance(error, NetworkError) and error.reused and error.phase != "body" and not self._spared:
             self._spared = True
-            return RetryDetails(self.failures, 0.0, error)
+            return RetryDetails(0, 0.0, error)
         options = self.options
         if options.max_retries is not None and self.failures >= options.max_retries:
             return None

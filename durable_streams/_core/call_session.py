@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..errors import DurableStreamError, NetworkError
+from ..errors import AlreadyClosedError, DurableStreamError, NetworkError
 from .backoff import BackoffOptions, RetrySchedule, may_repeat
 from .exchange import Ask, Deliver, End, Failure, Fetch, Head, Kind, Receive, Request, Sleep
 from .status_errors import MAX_ERROR_BODY, Subject, status_error
@@ -125,10 +125,13 @@ class CallSession:
             if retry is not None:
                 self._command = Sleep(now + retry.delay, retry)
                 return
+        if not self._repeatable or isinstance(error, AlreadyClosedError):
+            self._command = End(error)
+            return
         self._asked += 1
         if isinstance(error, DurableStreamError):
             error.attempt = self._asked
-        self._command = Ask(error) if self._repeatable else End(error)
+        self._command = Ask(error)
 
     def on_recover(self, retry: bool) -> None:
         """The user's `on_error` decided about the error of the last `Ask`."""

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from ..errors import (
+    AlreadyClosedError,
     DurableStreamError,
     FetchError,
     InvalidArgumentError,
@@ -351,7 +352,7 @@ class ReadSession:
 
     def on_taken(self) -> None:
         """The delivered page is with the consumer, who now asks for the next."""
-        if self._pages:  # Empty after `cancel` and `fail`.
+        if self._pages:  # Empty after `fail`.
             self.delivered = self._pages.popleft().checkpoint
 
     def amend(self, checkpoint: Checkpoint) -> None:
@@ -366,10 +367,14 @@ class ReadSession:
             self._command = None
 
     def cancel(self) -> None:
-        """End the session for good. Idempotent; has no effect on one that is over."""
+        """End the session for good. Idempotent; has no effect on one that is over.
+
+        The page that is with the consumer stays, for `on_taken` to say that it was processed.
+        """
         if self.phase not in (Phase.DONE, Phase.FAILED) or self._pages:
             self.phase = Phase.CANCELLED
-            self._pages.clear()
+            while len(self._pages) > 1:
+                self._pages.pop()
 
     def fail(self, error: Exception) -> None:
         """The delivered page cannot be decoded, or its consumer failed: the session is over, `delivered` stays."""
@@ -553,6 +558,9 @@ class ReadSession:
 
     def _ask(self, error: Exception) -> None:
         self._answer, self._body = None, []
+        if isinstance(error, AlreadyClosedError):  # The transport was closed under us: there is nothing to mend.
+            self.fail(error)
+            return
         self._asked += 1
         if isinstance(error, DurableStreamError):
             error.attempt = self._asked

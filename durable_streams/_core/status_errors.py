@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urljoin
 
 from ..errors import (
     ConflictError,
@@ -90,10 +91,19 @@ def status_error(subject: Subject, head: Head, body: bytes) -> DurableStreamErro
         if _CODES[status] != "UNKNOWN":
             return DurableStreamError(f"{where}: {reason} ({status}){said}", code=_CODES[status], **facts)
     elif status in (301, 302, 303, 307, 308):
-        reason = f"the server redirects to {headers.get('location', '(nowhere)')!r}"
+        target = redirect_target(subject.url, headers.get("location", ""))
+        reason = f"the server redirects to {target.display if target else 'an address that cannot be used'}"
     else:
         reason = "unexpected status"
     return FetchError(f"{where}: {reason} ({status}){said}", text=text, json=details, **facts)
+
+
+def redirect_target(url: str, location: str) -> wire.Address | None:
+    """Where a `Location` header leads, or None if that is no address to send a request to."""
+    try:
+        return wire.parse_url(urljoin(url, location).partition("#")[0]) if location else None
+    except ValueError:  # ours, and those of `urljoin`
+        return None
 
 
 def _conflict(
