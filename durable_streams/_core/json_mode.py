@@ -70,11 +70,8 @@ def _loads(text: bytes) -> Any:
         return _decoder.decode(text.decode("utf-8"))
     try:
         return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        try:
-            return _decoder.decode(text.decode("utf-8"))
-        except ValueError:
-            raise error from None
+    except orjson.JSONDecodeError:
+        return _decoder.decode(text.decode("utf-8"))
 
 
 def decode_items(

@@ -238,7 +238,7 @@ def parse_url(url: str) -> Address:
 
 def _encode_host(host: str, *, bracketed: bool) -> str:
     """The host name as it goes on the wire; refused here if the resolver would only choke on it."""
-    if bracketed and ":" in host:
+    if ":" in host:
         return f"[{host}]"
     try:
         encoded = host.encode("idna").decode("ascii")

@@ -77,7 +77,7 @@ def test_invalid_bytes_are_a_parse_error_that_tells_where() -> None:
 
 def test_the_preview_of_invalid_bytes_has_at_most_a_hundred_characters() -> None:
     with pytest.raises(ParseError) as caught:
-        TextDecoder().decode(b"\xff" + b"a" * 1000)
+        TextDecoder().decode(b"b" * 1000 + b"\xff" + b"a" * 1000)
 
     assert caught.value.preview == "\ufffd" + "a" * 99
 
@@ -109,6 +109,10 @@ def test_an_incomplete_character_at_the_end_is_replaced_on_request() -> None:
 def test_an_encoded_surrogate_fails_before_its_third_byte() -> None:
     with pytest.raises(ParseError, match="invalid continuation byte"):
         TextDecoder().decode(b"ok\xed\xa0")
+
+    decoder = TextDecoder(errors="replace")
+    pieces = [decoder.decode(b"ok\xed\xa0"), decoder.decode(b"\x80!")]
+    assert pieces == ["ok\ufffd\ufffd", "\ufffd!"]
 
 
 def test_a_byte_order_mark_is_text_like_any_other() -> None:
