@@ -12,7 +12,9 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import lru_cache
+from typing import TypedDict
 
 import anyio
 
@@ -38,6 +40,23 @@ _HANDLERS: dict[str, _Handler] = {
     "HEAD": reading.head,
     "DELETE": writing.delete,
 }
+
+
+class AppOptions(TypedDict, total=False):
+    """Keyword arguments of `DurableStreamsApp`, which describes them."""
+
+    root: str
+    long_poll_timeout: float
+    sse_max_age: float
+    sse_keep_alive: float
+    max_append_bytes: int
+    page_bytes: int
+    cors_origin: str
+    corp: str
+    cache_visibility: str
+    sweep_interval: float
+    clock: Callable[[], float]
+    rng: random.Random | None
 
 
 class DurableStreamsApp:
@@ -146,16 +165,18 @@ class DurableStreamsApp:
 
     async def _serve(self, call: Call) -> None:
         try:
-            await self._route(call)
-        except Rejection as rejection:
-            await call.reject(rejection)
+            try:
+                await self._route(call)
+            except Rejection as rejection:
+                await call.reject(rejection)
         except Disconnected:
-            logger.debug("client went away during upload path=%s", call.path)
+            logger.debug("client went away method=%s path=%s", call.method, call.path)
         except Exception:
             if call.started:
                 raise  # the server cuts the connection, so that the client sees an incomplete answer
             logger.exception("request failed method=%s path=%s", call.method, call.path)
-            await call.reject(Rejection(500, "internal error", close=True))
+            with suppress(Disconnected):
+                await call.reject(Rejection(500, "internal error", close=True))
 
     async def _route(self, call: Call) -> None:
         call.read_headers()

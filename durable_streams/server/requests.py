@@ -61,7 +61,7 @@ _PREFERENCE = re.compile(r"""[ \t]*max-page-bytes[ \t]*=[ \t]*"?([0-9]{1,15})"?[
 
 
 class Disconnected(Exception):  # noqa: N818  # control flow inside the server; never reaches a user
-    """The client went away before its request was complete; nothing may be stored."""
+    """The client went away: in the middle of its request, of which nothing may be stored, or of the answer."""
 
 
 class Call:
@@ -158,11 +158,21 @@ class Call:
     async def start(self, status: int, headers: Headers) -> None:
         """Send status and headers; the common ones are added."""
         self.started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": [*self._common, *headers]})
+        try:
+            await self._send({"type": "http.response.start", "status": status, "headers": [*self._common, *headers]})
+        except OSError as error:
+            raise Disconnected from error
 
     async def send_body(self, body: bytes, *, more: bool = False) -> None:
-        """Send a piece of the body."""
-        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        """Send a piece of the body.
+
+        Raises:
+            Disconnected: if the server tells that the client is gone. ASGI lets it raise an OSError; most are silent.
+        """
+        try:
+            await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        except OSError as error:
+            raise Disconnected from error
 
     async def answer(self, status: int, headers: Headers, body: bytes = b"") -> None:
         """Send a whole answer. 204 and 304 have neither body nor length, HEAD has no body."""

@@ -13,12 +13,12 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias, Unpack
 
 import anyio
 import anyio.to_thread
 
-from .http import DurableStreamsApp
+from .http import AppOptions, DurableStreamsApp
 from .requests import Receive, Scope, Send
 from .stores.base import Store
 
@@ -42,8 +42,8 @@ class Server:
             it, say). None serves a new `MemoryStore`.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
-        root: Path below which streams live. With a finished application it only makes `url`.
-        **options: Further arguments of `DurableStreamsApp`, when there is none yet.
+        **options: Arguments of the `DurableStreamsApp` to be made, see there. For another application `root` is
+            allowed: where in it streams live, for `url`.
 
     Attributes:
         app: The application.
@@ -60,17 +60,19 @@ class Server:
         *,
         host: str = "127.0.0.1",
         port: int = 0,
-        root: str | None = None,
-        **options: Any,
+        **options: Unpack[AppOptions],
     ) -> None:
         self.app: ASGIApp
         if app_or_store is not None and callable(app_or_store):
-            if options:
-                raise TypeError(f"{', '.join(options)}: options belong to the application, which is finished")
+            allowed = set() if isinstance(app_or_store, DurableStreamsApp) else {"root"}
+            if surplus := options.keys() - allowed:
+                raise TypeError(f"{', '.join(sorted(surplus))}: options belong to the application, which is finished")
             self.app = app_or_store
         else:
-            self.app = DurableStreamsApp(app_or_store, **options if root is None else {"root": root, **options})
-        self._root = root if root is not None else getattr(self.app, "root", "")
+            self.app = DurableStreamsApp(app_or_store, **options)
+        self._root = options.get("root", "").rstrip("/")
+        if isinstance(self.app, DurableStreamsApp):
+            self._root = self.app.root
         self._host = host
         self._port = port
         self._address: tuple[str, int] | None = None
@@ -136,15 +138,26 @@ class Server:
         `DurableStreamsApp.begin_shutdown`), a second one at once. Former handlers are put back.
 
         Args:
-            on_start: Called once the server accepts connections.
+            on_start: Called once the server accepts connections; what it raises ends the server and comes out here.
 
         Raises:
             OSError: if the address cannot be listened on; the message names it.
         """
         started: Future[None] = Future()
-        if on_start is not None:
-            started.add_done_callback(lambda future: None if future.exception() else on_start())
+        failures: list[BaseException] = []
+
+        def tell(future: Future[None]) -> None:
+            if on_start is not None and future.exception() is None:
+                try:
+                    on_start()
+                except BaseException as error:  # raised below, where the caller is
+                    failures.append(error)
+                    self.stop()
+
+        started.add_done_callback(tell)
         self._run(self._prepare(started, own_signals=threading.current_thread() is threading.main_thread()))
+        for failure in failures:
+            raise failure
         self._ended.result()
 
     def stop(self) -> None:

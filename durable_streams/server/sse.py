@@ -9,7 +9,8 @@ Readers at the same place get the same bytes: what follows an offset is built on
 
 Text must be valid UTF-8 on the wire, and a character may lie across two appends. So text is cut before an unfinished
 character, and the offset with it: the rest comes first next time. Only at the end of a closed stream the pieces of a
-character that will never be complete are replaced by U+FFFD, as invalid bytes elsewhere are.
+character that will never be complete are replaced by U+FFFD, as invalid bytes elsewhere are. CR and CR LF become LF;
+an LF whose CR was in the event before is left out, as that CR has ended the line already.
 """
 
 from __future__ import annotations
@@ -146,11 +147,23 @@ class StreamEvents:
         if self._json and payload:
             payload = b"[" + payload[:-1] + b"]"
         elif self._text:
+            if payload.startswith(b"\n") and await self._is_after_cr(page.start):
+                payload = payload[1:]
             decoder = _Utf8("replace")
             payload = decoder.decode(payload, final=closed).encode()
             end -= len(decoder.getstate()[0])  # bytes of an unfinished character
         data = encode_data(payload, binary=self.binary) if payload else b""
         return Event(data, end, page.tail, closed)
+
+    async def _is_after_cr(self, offset: Offset) -> bool:
+        """Whether the byte before this offset is a CR."""
+        page = await self._app.store.read(self._ref, offset - 1, 1) if offset else None
+        if page is None or isinstance(page, BadOffset | Missing | Gone):
+            return False
+        try:
+            return bytes(await page.next_piece() or b"") == b"\r"
+        finally:
+            await page.aclose()
 
 
 @contextmanager

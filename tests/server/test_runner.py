@@ -1,5 +1,6 @@
 """The runner: uvicorn in a thread, for programs of any colour (server 16)."""
 
+import inspect
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import anyio.lowlevel
 import pytest
 
 from durable_streams.server import DurableStreamsApp, MemoryStore, Server, _uvicorn
+from durable_streams.server.http import AppOptions
 
 TEXT = {"Content-Type": "text/plain"}
 
@@ -143,6 +145,8 @@ def test_a_store_or_an_application_can_be_given() -> None:
         assert request(server, "GET", "x") == (200, b"abc")
     with pytest.raises(TypeError, match="max_append_bytes"):
         Server(DurableStreamsApp(), max_append_bytes=3)
+    with pytest.raises(TypeError, match="root: options belong to the application"):
+        Server(DurableStreamsApp(), root="/elsewhere")
     with pytest.raises(TypeError, match="nonsense"):
         Server(nonsense=3)
 
@@ -303,6 +307,21 @@ def test_serving_forever_in_the_main_thread_puts_signal_handlers_back() -> None:
     server = Server()
     server.serve_forever(lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert signal.getsignal(signal.SIGTERM) is former
+
+
+def test_what_the_caller_raises_at_the_start_ends_the_server_and_comes_out() -> None:
+    def fail() -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        Server().serve_forever(fail)
+
+
+def test_the_options_of_the_server_are_those_of_the_application() -> None:
+    parameters = inspect.signature(DurableStreamsApp).parameters.values()
+    assert {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY} == (
+        AppOptions.__annotations__.keys()
+    )
 
 
 def test_serving_forever_on_a_busy_port_fails() -> None:

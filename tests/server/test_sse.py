@@ -295,6 +295,42 @@ async def test_text_cannot_break_out_of_its_event(client: Client, text: bytes, e
     assert events[0].data == expected
 
 
+async def test_an_append_that_only_finishes_a_line_end_adds_nothing(client: Client) -> None:
+    await client.put("x", TEXT, b"a\r")
+    async with client.open("x?live=sse&offset=-1") as events:
+        await events.head()
+        assert await events.piece() == b"event: data\ndata:a\ndata:\n\n" + control(2)
+        await client.post("x", b"\n", TEXT)
+        await anyio.wait_all_tasks_blocked()
+        await client.post("x", b"\nb", TEXT)
+        assert await events.piece() == b"event: data\ndata:\ndata:b\n\n" + control(5)
+    async with client.open(f"x?live=sse&offset={offset(2)}") as events:
+        await events.head()
+        assert await events.piece() == b"event: data\ndata:\ndata:b\n\n" + control(5)
+
+
+async def test_a_server_that_tells_of_a_disconnect_by_an_error_is_understood(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    await client.put("x", TEXT, b"a")
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request"} if not sent else await anyio.sleep_forever()
+
+    for target in ("x?live=sse&offset=-1", "x", "missing"):
+        sent: list[object] = []
+
+        async def send(message: dict[str, object], sent: list[object] = sent) -> None:
+            sent.append(message)
+            raise ConnectionResetError
+
+        with anyio.fail_after(5):
+            await client.app(client.scope("GET", target), receive, send)
+        assert len(sent) == 1
+    assert not caplog.records
+    assert not client.app.events
+
+
 async def test_readers_at_the_same_place_share_the_bytes(client: Client) -> None:
     await client.put("x", TEXT)
     reads = 0
@@ -363,10 +399,12 @@ async def test_missing_streams_and_bad_offsets_are_told_before_the_stream_of_eve
     assert not client.app.events
 
 
-@given(text=st.text(max_size=30), cuts=st.lists(st.integers(0, 120), max_size=6))
-@settings(deadline=None, max_examples=40)
+@given(text=st.text(max_size=30) | st.text("a\r\n é", max_size=12), cuts=st.lists(st.integers(0, 120), max_size=6))
+@settings(deadline=None, max_examples=60)
 def test_text_survives_any_cut_into_appends(text: str, cuts: list[int]) -> None:
-    content = text.replace("\r", "\n").encode()
+    """All but CR: it and CR LF arrive as LF, wherever the cut is."""
+    content = text.encode()
+    expected = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     places = sorted({0, len(content), *(cut for cut in cuts if cut < len(content))})
 
     async def run() -> None:
@@ -383,7 +421,7 @@ def test_text_survives_any_cut_into_appends(text: str, cuts: list[int]) -> None:
                     await anyio.wait_all_tasks_blocked()
                 await client.post("x", b"", stream_closed="true")
         parsed = SSEParser().feed(body + reader.body)
-        assert b"".join(event.data for event in parsed if event.type == "data") == content
+        assert b"".join(event.data for event in parsed if event.type == "data") == expected
         assert json.loads(parsed[-1].data)["streamNextOffset"] == offset(len(content))
 
     anyio.run(run, backend="trio")
