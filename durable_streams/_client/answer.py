@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Iterator
 
 from .._core import content_coding, wire
 from .._core.exchange import Head, Kind, Request
@@ -47,7 +46,7 @@ class Answer:
         self._max_bytes = max_bytes
         self._received = 0
         self._decoder: content_coding.ContentDecoder | None = None
-        self._pieces: deque[bytes] = deque()
+        self._pieces: Iterator[bytes] = iter(())
 
     async def receive(self) -> bytes:
         """The next non-empty piece of the decoded body; b"" when it is complete.
@@ -60,13 +59,12 @@ class Answer:
             self._decoder = content_coding.make_decoder(
                 self._exchange.headers.get("content-encoding"), max_bytes=self._max_bytes
             )
-        while not self._pieces:
+        while (piece := next(self._pieces, None)) is None:
             data = await self._exchange.receive()
             if not data:
                 self._decoder.finish()
                 return b""
-            self._pieces.extend(self._decoder.feed(data))
-        piece = self._pieces.popleft()
+            self._pieces = self._decoder.feed(data)  # decodes as it is asked, however much there is to come
         self._received += len(piece)
         if self.budget is not None and self._received > self.budget:
             raise ParseError(f"the body has more than the {self.budget} bytes that are still accepted (max_bytes)")
