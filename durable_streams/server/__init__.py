@@ -9,46 +9,54 @@ from .._collision import refuse_collision
 refuse_collision()
 
 # Serving
-from .http import DurableStreamsApp as DurableStreamsApp
-
-# Writing a store of your own: the seam, what is asked, what is answered, and the decision that stores share
-from .json_messages import split_json as split_json
-from .offsets import Offset as Offset
-from .offsets import format_offset as format_offset
-from .offsets import parse_offset as parse_offset
-from .protocol import Appended as Appended
-from .protocol import AppendRequest as AppendRequest
-from .protocol import Commit as Commit
-from .protocol import Duplicate as Duplicate
-from .protocol import InvalidJson as InvalidJson
-from .protocol import Payload as Payload
-from .protocol import ProducerStamp as ProducerStamp
-from .protocol import ProducerState as ProducerState
-from .protocol import Reason as Reason
-from .protocol import Refused as Refused
-from .protocol import StreamState as StreamState
-from .protocol import decide as decide
 from .runner import Server as Server
-from .stores.base import BadOffset as BadOffset
-from .stores.base import Created as Created
-from .stores.base import CreateRequest as CreateRequest
-from .stores.base import Deleted as Deleted
-from .stores.base import Exists as Exists
-from .stores.base import Gone as Gone
-from .stores.base import Missing as Missing
-from .stores.base import SoftDeleted as SoftDeleted
-from .stores.base import Store as Store
-from .stores.base import StorePage as StorePage
-from .stores.base import StreamConfig as StreamConfig
-from .stores.base import StreamInfo as StreamInfo
-from .stores.base import StreamRef as StreamRef
-from .stores.base import Watch as Watch
+from .http import DurableStreamsApp as DurableStreamsApp
+from .http import AppOptions as AppOptions
 
 # Stores
 from .stores.memory import MemoryStore as MemoryStore
+
+# Writing a store of one's own: the seam
+from .stores.base import Store as Store
+from .stores.base import StorePage as StorePage
+from .stores.base import Watch as Watch
+from .offsets import Offset as Offset
+
+# What a store is asked
+from .stores.base import CreateRequest as CreateRequest
+from .stores.base import StreamConfig as StreamConfig
 from .timestamps import Instant as Instant
+from .protocol import AppendRequest as AppendRequest
+from .protocol import ProducerStamp as ProducerStamp
+from .protocol import Payload as Payload
+from .protocol import InvalidJson as InvalidJson
+
+# What it answers
+from .stores.base import StreamInfo as StreamInfo
+from .stores.base import StreamRef as StreamRef
+from .stores.base import Created as Created
+from .stores.base import Exists as Exists
+from .stores.base import Deleted as Deleted
+from .stores.base import SoftDeleted as SoftDeleted
+from .stores.base import Missing as Missing
+from .stores.base import Gone as Gone
+from .stores.base import BadOffset as BadOffset
+from .protocol import Appended as Appended
+from .protocol import Duplicate as Duplicate
+from .protocol import Refused as Refused
+from .protocol import Reason as Reason
+
+# What all stores share: the decision about an append, and the forms of offsets and messages
+from .protocol import decide as decide
+from .protocol import StreamState as StreamState
+from .protocol import ProducerState as ProducerState
+from .protocol import Commit as Commit
+from .offsets import format_offset as format_offset
+from .offsets import parse_offset as parse_offset
+from .json_messages import split_json as split_json
 
 __all__ = [
+    "AppOptions",
     "AppendRequest",
     "Appended",
     "BadOffset",

@@ -18,7 +18,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
 
@@ -40,8 +40,10 @@ EVENT_BYTES = 1 << 20
 
 _MAX_AGE_JITTER = 0.1
 _Utf8 = codecs.getincrementaldecoder("utf-8")
-# Bytes of events kept per stream: the newest, and those before it for readers that are a step behind.
+# Bytes of events kept per stream while it has several readers: the newest one, and what fits before it.
 _KEPT_BYTES = EVENT_BYTES
+# An offset, and the tail and closure of the stream as it was then: they decide what follows the offset.
+_Key: TypeAlias = tuple[Offset, Offset, bool]
 
 
 class Event:
@@ -100,8 +102,8 @@ class StreamEvents:
         self._ref = info.ref
         self._json = wire.is_json(info.content_type)
         self._text = wire.is_text(info.content_type)
-        self._lock = anyio.Lock(fast_acquire=True)
-        self._kept: dict[tuple[Offset, Offset, bool], Event] = {}
+        self._building: dict[_Key, anyio.Event] = {}
+        self._kept: dict[_Key, Event] = {}
         self._kept_bytes = 0
 
     @property
@@ -112,26 +114,32 @@ class StreamEvents:
     async def after(self, offset: Offset, watch: Watch) -> Event | BadOffset | Missing | Gone:
         """What follows an offset now."""
         key = (offset, watch.tail, watch.closed)
-        event = self._kept.get(key)
-        if event is not None:
-            return event
-        async with self._lock:
-            event = self._kept.get(key)
-            if event is not None:
-                return event
-            page = await self._app.store.read(self._ref, offset, EVENT_BYTES)
+        while (event := self._kept.get(key)) is None:
+            under_way = self._building.get(key)
+            if under_way is None:
+                return await self._build_shared(key)
+            await under_way.wait()  # then look again: its builder may have been cancelled
+        return event
+
+    async def _build_shared(self, key: _Key) -> Event | BadOffset | Missing | Gone:
+        """Build what follows an offset, while others that want the same wait for it."""
+        done = self._building[key] = anyio.Event()
+        try:
+            page = await self._app.store.read(self._ref, key[0], EVENT_BYTES)
             if isinstance(page, BadOffset | Missing | Gone):
                 return page
             try:
                 event = await self._build(page)
             finally:
                 await page.aclose()
-            if self.readers > 1 and event.offset == event.tail == key[1] and event.closed == key[2]:
+            if self.readers > 1 and (page.tail, page.closed) == key[1:]:
                 self._keep(key, event)
             return event
+        finally:
+            del self._building[key]
+            done.set()
 
-    def _keep(self, key: tuple[Offset, Offset, bool], event: Event) -> None:
-        """Keep an event that ends at the tail: the other readers are about to want it."""
+    def _keep(self, key: _Key, event: Event) -> None:
         self._kept_bytes += len(event.data)
         while self._kept and self._kept_bytes > _KEPT_BYTES:
             oldest = next(iter(self._kept))

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from durable_streams._core.sse import SSEParser
-from durable_streams.server import DurableStreamsApp
+from durable_streams.server import DurableStreamsApp, StreamInfo
+from durable_streams.server.sse import stream_events
+from durable_streams.server.waiting import attached
 
 from .driver import Client, Clock, Connection, connect, make_client, offset
 
@@ -361,6 +363,56 @@ async def test_readers_at_the_same_place_share_the_bytes(client: Client) -> None
     assert all(piece is first[0] for piece in first)
     assert reads == 1
     assert not client.app.events
+
+
+async def test_a_reader_that_leaves_while_it_builds_for_all_leaves_the_work_to_another(client: Client) -> None:
+    await client.put("x", TEXT, b"abc")
+    store = client.app.store
+    info = await store.head("/v1/stream/x", client.app.clock())
+    assert isinstance(info, StreamInfo)
+    read, reads, go_on = store.read, 0, anyio.Event()
+
+    async def slow_read(*arguments: object) -> object:
+        nonlocal reads
+        reads += 1
+        await go_on.wait()
+        return await read(*arguments)
+
+    store.read = slow_read
+    results: list[object] = []
+    with attached(client.app, info) as watch, stream_events(client.app, info) as events:
+
+        async def reader() -> None:
+            results.append(await events.after(0, watch))
+
+        async with anyio.create_task_group() as others, anyio.create_task_group() as builder:
+            builder.start_soon(reader)
+            await anyio.wait_all_tasks_blocked()
+            for _ in range(3):
+                others.start_soon(reader)
+            await anyio.wait_all_tasks_blocked()
+            assert reads == 1
+            builder.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await anyio.wait_all_tasks_blocked()
+                assert reads == 2
+                go_on.set()
+    assert [getattr(result, "data", None) for result in results] == [data(b"abc")] * 3
+
+
+async def test_kept_events_are_limited_in_size(client: Client) -> None:
+    client = make_client()
+    await client.put("x", TEXT)
+    async with client.open("x?live=sse&offset=-1") as one, client.open("x?live=sse&offset=-1") as other:
+        for events in (one, other):
+            await events.head()
+            await events.piece()
+        (shared,) = client.app.events.values()
+        for number in range(4):
+            await client.post("x", bytes([97 + number]) * 600_000, TEXT)
+            assert await one.piece() is await other.piece()
+            assert len(shared._kept) <= 2
+        assert len(shared._kept) == 1
 
 
 async def test_a_slow_reader_holds_up_nobody_and_queues_nothing(client: Client) -> None:
