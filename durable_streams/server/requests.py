@@ -69,21 +69,23 @@ class Call:
 
     Attributes:
         method: In capitals.
-        path: Normalised full path of the stream, by which it is stored.
-        headers: Names in lower case; values of repeated ones joined with ", ".
+        path: Normalised full path of the stream, by which it is stored; "" until it was looked at.
+        scope: What the ASGI server says of the request.
+        headers: Names in lower case; values of repeated ones joined with ", ". Empty until `read_headers`.
+        started: Whether the answer has begun.
     """
 
     __slots__ = ("_common", "_receive", "_send", "headers", "method", "path", "scope", "started")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, common: Headers) -> None:
-        self.scope = scope
+        self.scope: Scope = scope
         self._receive = receive
         self._send = send
         self._common = common
         self.method: str = scope["method"]
-        self.path = ""
+        self.path: str = ""
         self.headers: dict[bytes, bytes] = {}
-        self.started = False
+        self.started: bool = False
 
     def read_headers(self) -> None:
         """Collect the headers.
