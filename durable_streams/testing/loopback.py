@@ -38,15 +38,15 @@ class LoopbackServer:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self.url = ""
-        self.accepted = 0
-        self.open = 0
+        self.url: str = ""
+        self.accepted: int = 0
+        self.open: int = 0
 
     async def __aenter__(self) -> Self:
         self._changed = anyio.Event()
         self._listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
         port = self._listener.extra(anyio.abc.SocketAttribute.local_port)  # noqa: S610 - anyio's `extra`, not Django's
-        self.url = f"http://127.0.0.1:{port}"
+        self.url: str = f"http://127.0.0.1:{port}"
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         self._tasks.start_soon(self._listener.serve, self._serve)
