@@ -46,7 +46,7 @@ class LoopbackServer:
         self._changed = anyio.Event()
         self._listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
         port = self._listener.extra(anyio.abc.SocketAttribute.local_port)  # noqa: S610 - anyio's `extra`, not Django's
-        self.url: str = f"http://127.0.0.1:{port}"
+        self.url = f"http://127.0.0.1:{port}"
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         self._tasks.start_soon(self._listener.serve, self._serve)
