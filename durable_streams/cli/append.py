@@ -1,0 +1,93 @@
+"""`durable-streams append`."""
+
+from __future__ import annotations
+
+import json as json_text
+import uuid
+
+import anyio
+import click
+
+from .. import IdempotentProducer
+from . import output, standard_input
+from .failures import CONFLICT, USAGE, CommandError
+from .help import Command
+from .target import Target, is_json, with_target
+
+
+@click.command(
+    cls=Command,
+    short_help="Append a message, or many.",
+    examples=[
+        'durable-streams append http://localhost:4437/v1/stream/chat \'{"text": "hi"}\'',
+        "tail -f events.jsonl | durable-streams append http://localhost:4437/v1/stream/events --json",
+    ],
+)
+@with_target
+@click.argument("data", metavar="[DATA|-]", default="-")
+@click.option("json", "--json", is_flag=True, help="Take JSON: from standard input, one message per line.")
+@click.option("--content-type", metavar="TYPE", help="Of the data; the stream's if left out.")
+@click.option("--seq", metavar="SEQ", help="Refused unless it sorts after the last one, byte by byte.")
+def append(target: Target, *, data: str, json: bool, content_type: str | None, seq: str | None) -> None:
+    """Append DATA, or standard input, as one message.
+
+    With --json, each line of standard input is a message. They are sent in batches while they come, in order and
+    exactly once, whatever the network does.
+    """
+    if json and content_type is not None:
+        raise click.UsageError("--json and --content-type exclude each other.")
+    if json and data == "-":
+        if seq is not None:
+            raise click.UsageError("--seq is for a single message; the lines of --json are numbered anyway.")
+        anyio.run(_append_lines, target)
+    else:
+        anyio.run(_append_one, target, data, "application/json" if json else content_type, seq)
+
+
+async def _append_one(target: Target, data: str, content_type: str | None, seq: str | None) -> None:
+    body = standard_input.text_or_stdin(data)
+    if not body:
+        raise CommandError("there is nothing to append: the data is empty", USAGE)
+    # Not in `async with`: a single message needs no task that gathers others.
+    handle = target.handle()
+    try:
+        result = await handle.append(body, seq=seq, content_type=content_type, validate_json=True)
+    finally:
+        await handle.aclose()
+    output.facts({"offset": result.next_offset})
+
+
+async def _append_lines(target: Target) -> None:
+    count = number = 0
+    problem: str | None = None
+    async with target.handle() as handle:
+        found = await handle.connect()
+        if not is_json(found.content_type):
+            raise CommandError(
+                f"append {handle.url}: --json needs a JSON stream, and this one is {found.content_type}; "
+                "append to it without --json",
+                CONFLICT,
+            )
+        async with IdempotentProducer(handle, f"durable-streams-cli-{uuid.uuid4()}") as producer:
+            async for line in standard_input.lines():
+                number += 1
+                if not line.strip():
+                    continue
+                problem = _problem(line)
+                if problem is not None:
+                    break
+                await producer.append(line)
+                count += 1
+            result = await producer.flush()
+    if problem is not None:
+        raise CommandError(f"line {number} is not JSON: {problem}; what comes before it is stored", USAGE)
+    output.facts({"messages": count, "offset": result.offset})
+
+
+def _problem(line: bytes) -> str | None:
+    """What is wrong with a line that should be JSON, or None."""
+    try:
+        json_text.loads(line)
+    except (ValueError, RecursionError) as error:
+        return str(error)
+    return None
