@@ -98,7 +98,7 @@ class Context:
         owner: TransportOwner,
         rng: random.Random | None = None,
     ) -> None:
-        self.url = _without_protocol_params(url)
+        self.url: wire.Address = _without_protocol_params(url)
         self.owner = owner
         self.rng: random.Random = rng or random.Random()
         self.on_error: OnError | None = _checked_on_error(on_error)
