@@ -7,9 +7,9 @@ the calls of `receive` instead would need no task, but would leave its cancel sc
 whatever task happens to call.
 
 Between application and exchange there is one place for one piece of the body: `send` waits while it is taken, and that
-is all the backpressure there is. Closing an exchange early, or cancelling a call, looks to the application like a client
-that went away: `receive` gives `http.disconnect`, `send` raises `OSError`, and what it is doing goes on, as in a server.
-An application that has not ended `GRACE` seconds later is cancelled.
+is all the backpressure there is. Closing an exchange early, or cancelling a call, looks to the application like a
+client that went away: `receive` gives `http.disconnect`, `send` raises `OSError`, and what it is doing goes on, as in a
+server. An application that has not ended `GRACE` seconds later is cancelled.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ class Timeouts:
     """Time limits of one exchange, in seconds; None means no limit.
 
     Attributes:
-        connect: To get a connection, name lookup and TLS included.
-        write: To send head and body.
+        connect: To get a connection: name lookup, TLS and a proxy's tunnel included.
+        write: To send head and body; of an async iterable, each piece. The time that the iterable takes is not limited.
         read: For the server's silence: until the head, then between two pieces of the body.
     """
 
@@ -52,9 +52,12 @@ class Exchange(Protocol):
         """The next piece of the body as it was sent, undecoded; b"" when it is complete.
 
         Raises:
-            IncompleteBodyError: if the body ends before its declared end.
+            IncompleteBodyError: if the body ends before its declared end. A body that is delimited by the end of the
+                connection has none, and cannot show this.
             RequestTimeoutError: if nothing comes for `Timeouts.read` seconds.
             NetworkError: if the connection breaks. All three have `phase` "body".
+            AlreadyClosedError: if the exchange, or its transport, was or is closed.
+            BusyResourceError: if another task is receiving.
         """
         ...
 
@@ -77,20 +80,25 @@ class Transport(Protocol):
     ) -> Exchange:
         """Send one request and wait for the head of its answer.
 
+        The answer may come before the body is sent; then the rest may never be sent. Cancelling closes the connection.
+
         Args:
             method: HTTP method in capitals.
             url: Absolute http or https URL, already encoded; sent as it is.
             headers: Names in lower case; sent as they are.
-            body: Bytes are sent with `Content-Length` (also 0 on PUT and POST), an async iterable in chunks.
+            body: Bytes are sent with `Content-Length` (also 0 on PUT and POST), an async iterable in chunks. It may be
+                iterated in another task; it is closed, if it can be, when it is not needed any more.
             timeouts: Limits of this exchange.
 
         Raises:
             NetworkError: `phase` says whether the server may have acted; `reused` whether the connection had served
                 before.
             RequestTimeoutError: a limit passed, likewise with `phase`.
+            AlreadyClosedError: the transport was, or is being closed.
+            Exception: whatever `body` raised, unchanged; the server does not see the request complete.
         """
         ...
 
     async def aclose(self) -> None:
-        """Close all connections. Idempotent."""
+        """Close all connections, also those of open exchanges, and end pending calls. Quick and idempotent."""
         ...

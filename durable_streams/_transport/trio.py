@@ -78,6 +78,7 @@ ERRORS: tuple[Row, ...] = (
     (httpcore2.ConnectError, NetworkError, "cannot connect"),
     (_UnheardError, NetworkError, "the server closed the connection without an answer"),
     (httpcore2.NetworkError, NetworkError, "the connection broke"),
+    (httpcore2.TimeoutException, NetworkError, "httpcore2 gave up"),
     (httpcore2.RemoteProtocolError, NetworkError, "the answer is not HTTP"),
     (OSError, NetworkError, "the connection broke"),
 )

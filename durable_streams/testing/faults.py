@@ -122,7 +122,7 @@ class FaultTransport:
         only: Limits chance (not scripts) to some requests.
 
     Attributes:
-        log: The faults that happened: in the order of the requests, but a cut body when its cut is reached.
+        log: The faults that happened, each entered when it did.
     """
 
     def __init__(
@@ -218,20 +218,21 @@ class FaultTransport:
         self._requests += 1
         facts = RequestFacts(self._requests, method, url, headers)
         faults, share = self._decide(facts)
-        self.log.extend(fault for fault in faults if fault.kind != "cut_body")
-
         fault: Fault | None = None
         for met in faults:
             if met.kind in ("delay", "reorder"):
+                self.log.append(met)
                 await self._wait(met)
             else:
                 fault = met
         kind = None if fault is None else fault.kind
+        if kind == "duplicate" and not isinstance(body, bytes):
+            fault = kind = None
         shown = url.partition("?")[0]
-        if kind in ("refuse", "reset_before", "status_5xx"):
+        if fault is not None and kind in ("refuse", "reset_before", "status_5xx"):
             await anyio.lowlevel.checkpoint()
+            self.log.append(fault)
             if kind == "status_5xx":
-                assert fault is not None, "kind is its"
                 return _MadeUpExchange(fault.status)
             phase: Literal["connect", "sent"] = "connect" if kind == "refuse" else "sent"
             raise NetworkError(f"{shown}: injected fault {kind}", phase=phase, url=shown)
@@ -241,7 +242,9 @@ class FaultTransport:
             return await self._inner.open(method, url, headers, body, timeouts)
 
         exchange = await send()
-        if kind == "duplicate" and isinstance(body, bytes):
+        if fault is not None and kind in ("duplicate", "reset_after"):
+            self.log.append(fault)
+        if kind == "duplicate":
             await _finish(exchange)
             exchange = await send()
         if kind == "reset_after":
@@ -283,7 +286,8 @@ class FaultTransport:
             found.append(replace(blank, kind="reorder", delay=self._max_delay))
         for kind in _EXCLUSIVE:
             if which < self._rates[kind]:
-                found.append(replace(blank, kind=kind, status=_STATUSES[int(status * len(_STATUSES))]))
+                code = _STATUSES[int(status * len(_STATUSES))] if kind == "status_5xx" else blank.status
+                found.append(replace(blank, kind=kind, status=code))
                 break
             which -= self._rates[kind]
         return found, where
