@@ -14,12 +14,15 @@ from .failures import CONFLICT, USAGE, CommandError
 from .help import Command
 from .target import Target, is_json, with_target
 
+NOTHING = "there is nothing to append: the data is empty"
+
 
 @click.command(
     cls=Command,
     short_help="Append a message, or many.",
     examples=[
         'durable-streams append http://localhost:4437/v1/stream/chat \'{"text": "hi"}\'',
+        "tail -f app.log | durable-streams append http://localhost:4437/v1/stream/log",
         "tail -f events.jsonl | durable-streams append http://localhost:4437/v1/stream/events --json",
     ],
 )
@@ -29,25 +32,27 @@ from .target import Target, is_json, with_target
 @click.option("--content-type", metavar="TYPE", help="Of the data; the stream's if left out.")
 @click.option("--seq", metavar="SEQ", help="Refused unless it sorts after the last one, byte by byte.")
 def append(target: Target, *, data: str, json: bool, content_type: str | None, seq: str | None) -> None:
-    """Append DATA, or standard input, as one message.
+    """Append DATA, or standard input.
 
-    With --json, each line of standard input is a message. They are sent in batches while they come, in order and
-    exactly once, whatever the network does.
+    DATA is one message. So is standard input on a JSON stream; with --json each of its lines is. Otherwise standard
+    input is sent while it comes. What comes is sent in batches, in order and exactly once, whatever the network does.
     """
     if json and content_type is not None:
         raise click.UsageError("--json and --content-type exclude each other.")
-    if json and data == "-":
-        if seq is not None:
-            raise click.UsageError("--seq is for a single message; the lines of --json are numbered anyway.")
+    chosen = "application/json" if json else content_type
+    if data != "-":
+        anyio.run(_append_one, target, standard_input.text_or_stdin(data), chosen, seq)
+    elif not json:
+        anyio.run(_append_input, target, chosen, seq)
+    elif seq is None:
         anyio.run(_append_lines, target)
     else:
-        anyio.run(_append_one, target, data, "application/json" if json else content_type, seq)
+        raise click.UsageError("--seq is for a single message; the lines of --json are numbered anyway.")
 
 
-async def _append_one(target: Target, data: str, content_type: str | None, seq: str | None) -> None:
-    body = standard_input.text_or_stdin(data)
+async def _append_one(target: Target, body: bytes, content_type: str | None, seq: str | None) -> None:
     if not body:
-        raise CommandError("there is nothing to append: the data is empty", USAGE)
+        raise CommandError(NOTHING, USAGE)
     # Not in `async with`: a single message needs no task that gathers others.
     handle = target.handle()
     try:
@@ -55,6 +60,22 @@ async def _append_one(target: Target, data: str, content_type: str | None, seq: 
     finally:
         await handle.aclose()
     output.facts({"offset": result.next_offset})
+
+
+async def _append_input(target: Target, content_type: str | None, seq: str | None) -> None:
+    async with target.handle() as handle:
+        if content_type is None:
+            content_type = (await handle.connect()).content_type
+        if seq is not None or is_json(content_type):
+            await _append_one(target, standard_input.text_or_stdin("-"), content_type, seq)
+            return
+        async with handle.writable(content_type=content_type) as sink:
+            async for piece in standard_input.pieces():
+                await sink.write(piece)
+            offset = (await sink.producer.flush()).offset
+    if offset is None:
+        raise CommandError(NOTHING, USAGE)
+    output.facts({"offset": offset})
 
 
 async def _append_lines(target: Target) -> None:

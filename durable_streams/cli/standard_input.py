@@ -1,4 +1,4 @@
-"""Standard input: whole, or line by line while it comes."""
+"""Standard input: whole, or in pieces or lines while it comes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ def text_or_stdin(data: str) -> bytes:
     return sys.stdin.buffer.read() if data == "-" else os.fsencode(data)
 
 
+async def pieces() -> AsyncIterator[bytes]:
+    """Standard input in pieces of some kilobytes, each as soon as it is there."""
+    descriptor = sys.stdin.buffer.fileno()
+    while piece := await _read(descriptor):
+        yield piece
+
+
 async def lines() -> AsyncIterator[bytes]:
     """The lines of standard input without their ends, each as soon as it is complete."""
-    descriptor = sys.stdin.buffer.fileno()
     rest: list[bytes] = []
-    while chunk := await _read(descriptor):
-        first, *others = chunk.split(b"\n")
+    async for piece in pieces():
+        first, *others = piece.split(b"\n")
         rest.append(first)
         for line in others:
             yield b"".join(rest)

@@ -93,7 +93,7 @@ def test_append_prints_the_offset_after_the_message(run: Run, url: str) -> None:
     assert contents(url) == [{"text": "hi"}]
 
 
-def test_append_without_data_takes_standard_input_as_one_message(run: Run, url: str) -> None:
+def test_append_without_data_takes_standard_input(run: Run, url: str) -> None:
     run("create", url)
     bytes_of_all_kinds = b"\x00\xff line\r\n and\n"
 
@@ -101,6 +101,26 @@ def test_append_without_data_takes_standard_input_as_one_message(run: Run, url: 
     run("append", url, "-", stdin=b"more")
 
     assert contents(url) == bytes_of_all_kinds + b"more"
+
+
+def test_append_takes_more_than_the_server_takes_at_once(run: Run, url: str) -> None:
+    run("create", url)
+    data = bytes(range(256)) * (80 << 10)
+
+    done = run("append", url, stdin=data)
+
+    assert json.loads(done.out) == {"offset": json.loads(run("head", url).out)["offset"]}
+    assert contents(url) == data
+
+
+@pytest.mark.parametrize("args", [[], ["--seq", "1"]], ids=["JSON stream", "--seq"])
+def test_append_takes_standard_input_as_one_message(run: Run, url: str, args: list[str]) -> None:
+    run("create", url, *([] if args else ["--json"]))
+
+    done = run("append", url, *args, stdin=b'{"a":\n1}')
+
+    assert done.code == 0
+    assert contents(url) == (b'{"a":\n1}' if args else [{"a": 1}])
 
 
 def test_append_of_an_array_is_one_message(run: Run, url: str) -> None:
@@ -165,10 +185,13 @@ def test_append_refuses_what_is_no_json_before_sending_it(run: Run, url: str) ->
     assert "'{bad'" in done.err
 
 
-def test_append_refuses_empty_data(run: Run, url: str) -> None:
+@pytest.mark.parametrize("args", [[""], ["-"], []])
+def test_append_refuses_empty_data(run: Run, url: str, args: list[str]) -> None:
     run("create", url)
 
-    assert run("append", url, "").code == run("append", url, "-").code == 2
+    done = run("append", url, *args)
+
+    assert (done.code, done.err) == (2, "durable-streams: there is nothing to append: the data is empty\n")
 
 
 def test_append_with_seq_is_refused_unless_it_rises(run: Run, url: str) -> None:

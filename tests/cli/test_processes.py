@@ -92,6 +92,22 @@ def test_append_json_sends_lines_while_they_come(run: Run, url: str) -> None:
     assert (json.loads(out)["messages"], err, writer.returncode) == (2, b"", 0)
 
 
+def test_append_sends_bytes_while_they_come(run: Run, url: str) -> None:
+    run("create", url, "--content-type", "text/plain")
+
+    with process("append", url) as writer, process("read", url, "--follow") as reader:
+        assert writer.stdin is not None
+        assert reader.stdout is not None
+        writer.stdin.write(b"a")
+        writer.stdin.flush()
+        first = reader.stdout.read(1)
+        writer.stdin.write(b"b")
+        writer.communicate()
+        second = reader.stdout.read(1)
+
+    assert (first, second, writer.returncode) == (b"a", b"b", 0)
+
+
 @pytest.mark.parametrize("live", ["sse", "long-poll"])
 def test_interrupting_a_reader_is_quiet(run: Run, url: str, live: str) -> None:
     run("create", url, "--json", "--data", "[1]")
