@@ -47,6 +47,7 @@ from .deadline import Deadline
 from .failures import Row, check_url, translate
 from .headers import idle_seconds
 from .proxies import Proxies
+from .uploads import close_iterator, next_piece
 from .version import user_agent
 
 #: Foreign error -> ours, and what to say of it. The first row that fits decides; the phase is the attempt's own.
@@ -267,7 +268,6 @@ class _Pool:
         self.attempts: set[_Attempt] = set()
         self.served: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
         self.finalizer = weakref.finalize(transport, self.abandon)
-        self.finalizer.atexit = False
 
     def describe(self) -> str:
         """`2 open, 1 idle`."""
@@ -511,12 +511,12 @@ class _Body(aiohttp.payload.Payload):
             while True:
                 attempt.deadline.pause()
                 try:
-                    piece = await anext(iterator)
-                except StopAsyncIteration:
-                    return
+                    piece = await next_piece(iterator)
                 except Exception as error:
                     attempt.upload_error = error
                     raise
+                if piece is None:
+                    return
                 attempt.deadline.move("write")
                 if piece:
                     await writer.write(piece)
@@ -527,9 +527,7 @@ class _Body(aiohttp.payload.Payload):
                 writer.transport.abort()
             raise
         finally:
-            aclose = getattr(iterator, "aclose", None)
-            if aclose is not None:
-                await aclose()
+            await close_iterator(iterator)
 
 
 class _Response(aiohttp.ClientResponse):

@@ -33,6 +33,7 @@ from .base import Timeouts
 from .deadline import Deadline
 from .failures import check_url
 from .loops import current_run, spawn
+from .uploads import close_iterator, next_piece
 from .version import user_agent
 
 Message = MutableMapping[str, Any]
@@ -370,9 +371,8 @@ class _Call:
             logger.error("%s %s failed after its answer", self._scope["method"], self._scope["path"], exc_info=error)
 
     async def _close_body(self) -> None:
-        aclose = getattr(self._body, "aclose", None)
-        if aclose is not None:
-            await aclose()
+        if self._body is not None and not isinstance(self._body, bytes):
+            await close_iterator(self._body)
 
     async def _receive(self) -> Message:
         async with self._body_lock:
@@ -391,17 +391,16 @@ class _Call:
         assert self._body is not None
         self._opening.pause()  # it is the iterable's turn, not the application's
         try:
-            piece = await anext(self._body)
-        except StopAsyncIteration:
-            self._body = None
-            return {"type": "http.request", "body": b"", "more_body": False}
+            piece = await next_piece(self._body)
         except Exception as error:
             self.upload_error = error
-            self._body = None
             self.disconnect()
             return None
         finally:
             self._opening.move("read")
+        if piece is None:
+            self._body = None
+            return {"type": "http.request", "body": b"", "more_body": False}
         return {"type": "http.request", "body": piece, "more_body": True}
 
     async def _send(self, message: Message) -> None:

@@ -47,6 +47,7 @@ from .failures import Row, check_url, tls_error, translate
 from .headers import idle_seconds
 from .loops import current_run, running_loop
 from .proxies import Proxies, Proxy
+from .uploads import close_iterator, next_piece
 from .version import user_agent
 
 T = TypeVar("T")
@@ -125,7 +126,6 @@ class HTTPCoreTransport:
         self._run: object = None
         self._backend = _Backend()
         self._finalizer = weakref.finalize(self, _abandon, self._backend.streams)
-        self._finalizer.atexit = False
         # Per scheme and proxy: each pool has one proxy, and no TLS context is loaded before https is used.
         self._pools: dict[tuple[str, Proxy | None], httpcore2.AsyncConnectionPool] = {}
         self._deadlines: set[Deadline] = set()
@@ -405,16 +405,12 @@ class _Upload:
                 if piece:
                     yield piece
         finally:
-            aclose = getattr(iterator, "aclose", None)
-            if aclose is not None:
-                with anyio.CancelScope(shield=True):
-                    await aclose()
+            with anyio.CancelScope(shield=True):
+                await close_iterator(iterator)
 
     async def _next(self, iterator: AsyncIterator[bytes]) -> bytes | None:
         try:
-            return await anext(iterator)
-        except StopAsyncIteration:
-            return None
+            return await next_piece(iterator)
         except Exception as error:
             self.error = error
             raise

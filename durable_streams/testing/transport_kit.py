@@ -356,6 +356,17 @@ async def _failing_iterables(bench: _Bench) -> None:
     await bench.still_works()
 
 
+async def _odd_iterables(bench: _Bench) -> None:
+    """An iterable that yields something else than bytes is a TypeError."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"one"
+        yield "two"  # type: ignore[misc]
+
+    await _raised(TypeError, lambda: bench.open("/echo", "POST", pieces()))
+    await bench.still_works()
+
+
 async def _answers(bench: _Bench) -> None:
     """Status and headers come as sent: names in lower case, repeated ones joined; every status is an answer."""
     for status in (200, 201, 302, 404, 409, 500, 503):
@@ -596,6 +607,7 @@ CHECKS: tuple[tuple[Callable[[_Bench], Awaitable[None]], bool], ...] = (
     (_bodies, False),
     (_iterables, False),
     (_failing_iterables, False),
+    (_odd_iterables, False),
     (_answers, False),
     (_bodiless_answers, False),
     (_streaming, False),

@@ -20,6 +20,12 @@ async def test_the_network_transports_pass() -> None:
     await check_transport(network)
 
 
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})], ids=["uvloop"])
+async def test_the_asyncio_transport_passes_on_uvloop() -> None:
+    pytest.importorskip("uvloop")
+    await check_transport(network)
+
+
 async def test_the_asgi_transport_passes() -> None:
     await check_transport(lambda app: ASGITransport(app, raise_app_exceptions=False), in_process=True)
 
