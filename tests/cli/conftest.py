@@ -37,7 +37,7 @@ class Done:
 Run = Callable[..., Done]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server() -> Iterator[Server]:
     with Server(long_poll_timeout=1.0) as running:
         yield running
