@@ -18,7 +18,17 @@ from durable_streams._core import json_mode
 from durable_streams._core.backoff import BackoffOptions
 from durable_streams._core.batcher import Ack
 from durable_streams._core.exchange import Failure, Head, Request
-from durable_streams._core.producer import Asked, Claimed, Done, Outcome, ProducerOptions, ProducerSession, Send, State, Wait
+from durable_streams._core.producer import (
+    Asked,
+    Claimed,
+    Done,
+    Outcome,
+    ProducerOptions,
+    ProducerSession,
+    Send,
+    State,
+    Wait,
+)
 from durable_streams.errors import BufferFullError, NetworkError, SequenceGapError, StaleEpochError, StreamClosedError
 
 JSON = "application/json"
