@@ -23,8 +23,9 @@ from .stores.base import Watch as Watch
 from .offsets import Offset as Offset
 
 # What a store is asked
-from .stores.base import CreateRequest as CreateRequest
-from .stores.base import StreamConfig as StreamConfig
+from .creation import CreateRequest as CreateRequest
+from .creation import StreamConfig as StreamConfig
+from .creation import Fork as Fork
 from .timestamps import Instant as Instant
 from .protocol import AppendRequest as AppendRequest
 from .protocol import ProducerStamp as ProducerStamp
@@ -46,7 +47,11 @@ from .protocol import Duplicate as Duplicate
 from .protocol import Refused as Refused
 from .protocol import Reason as Reason
 
-# What all stores share: the decision about an append, and the forms of offsets and messages
+# What all stores share: the decisions about a creation and an append, and the forms of offsets and messages
+from .creation import decide_repetition as decide_repetition
+from .creation import decide_birth as decide_birth
+from .creation import Birth as Birth
+from .creation import ForkSource as ForkSource
 from .protocol import decide as decide
 from .protocol import StreamState as StreamState
 from .protocol import ProducerState as ProducerState
@@ -60,6 +65,7 @@ __all__ = [
     "AppendRequest",
     "Appended",
     "BadOffset",
+    "Birth",
     "Commit",
     "CreateRequest",
     "Created",
@@ -67,6 +73,8 @@ __all__ = [
     "Duplicate",
     "DurableStreamsApp",
     "Exists",
+    "Fork",
+    "ForkSource",
     "Gone",
     "Instant",
     "InvalidJson",
@@ -88,6 +96,8 @@ __all__ = [
     "StreamState",
     "Watch",
     "decide",
+    "decide_birth",
+    "decide_repetition",
     "format_offset",
     "parse_offset",
     "split_json",

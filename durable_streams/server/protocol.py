@@ -57,6 +57,12 @@ class Reason(Enum):
     EMPTY_ARRAY = "empty array"
     OTHER_CONFIG = "other config"
     SOFT_DELETED = "soft-deleted"
+    SOURCE_NOT_FOUND = "source not found"
+    SOURCE_DELETED = "source deleted"
+    FORK_TYPE_MISMATCH = "fork type mismatch"
+    FORK_TOO_DEEP = "fork too deep"
+    BAD_FORK_OFFSET = "bad fork offset"
+    BAD_SUB_OFFSET = "bad sub-offset"
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +202,7 @@ class Refused:
         epoch: `STALE_EPOCH`: the epoch in force.
         expected: `SEQUENCE_GAP`: the sequence number that comes next.
         received: `SEQUENCE_GAP`: the one that came.
-        problem: `INVALID_JSON`: what is wrong, without any of the body's text.
+        problem: `INVALID_JSON`, `BAD_FORK_OFFSET`: what is wrong, without any of the body's text.
     """
 
     reason: Reason

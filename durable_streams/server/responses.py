@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from .._core import wire
+from .creation import MAX_DEPTH
 from .offsets import Offset, format_offset
 from .protocol import ProducerState, Reason, Refused
 from .stores.base import Gone, Missing
@@ -69,6 +70,15 @@ REFUSALS: dict[Reason, tuple[int, str]] = {
     Reason.EMPTY_ARRAY: (400, "an empty array appends nothing"),
     Reason.OTHER_CONFIG: (409, "a stream with another configuration exists at this path"),
     Reason.SOFT_DELETED: (409, "the path belongs to a deleted stream that is kept for its forks"),
+    Reason.SOURCE_NOT_FOUND: (404, "there is no stream to fork from at the path in Stream-Forked-From"),
+    Reason.SOURCE_DELETED: (409, "the stream to fork from was deleted and is only kept for its forks"),
+    Reason.FORK_TYPE_MISMATCH: (409, "the Content-Type differs from that of the stream to fork from"),
+    Reason.FORK_TOO_DEEP: (409, f"a stream can have at most {MAX_DEPTH} ancestors"),
+    Reason.BAD_FORK_OFFSET: (400, "the Stream-Fork-Offset is no position of the stream to fork from"),
+    Reason.BAD_SUB_OFFSET: (
+        400,
+        "the Stream-Fork-Sub-Offset is greater than the rest of the append at the fork offset",
+    ),
 }
 
 

@@ -5,6 +5,11 @@ and turns the answering values into responses. What every store owes is tested b
 
 - Appends, closes and deletes of one stream are linearizable. Each is decided (`protocol.decide`) and carried out in
   one critical section, together with the producer's state, `Stream-Seq` and closure: all of it or nothing.
+- So are creations (`creation.decide_repetition`, `creation.decide_birth`). A fork and the edge that keeps its source's
+  data appear in one step: no source is removed under a fork that is being made.
+- A source that is deleted, or expires, while it has edges becomes soft-deleted: `Gone` for everyone, its watchers
+  included, while its forks read on. It is removed when its last edge goes, and so on up the chain; a `sweep` later at
+  the latest. Appends to a source after the fork neither show in the fork nor wake who waits there.
 - A call returns when its effect is durable, in the store's sense, and readers see only durable data.
 - Cancelling a waiting call neither tears nor undoes what it began: the effect happens wholly or not at all.
 - A page is one snapshot: data, tail and closure belong together, whatever happens while it is sent.
@@ -17,7 +22,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self, TypeAlias
 
-from ..._core.wire import OCTET_STREAM, media_type
+from ..creation import Birth, CreateRequest, Fork, ForkSource, StreamConfig
 from ..offsets import Offset
 from ..protocol import (
     Appended,
@@ -38,12 +43,15 @@ __all__ = [
     "AppendRequest",
     "Appended",
     "BadOffset",
+    "Birth",
     "Commit",
     "CreateRequest",
     "Created",
     "Deleted",
     "Duplicate",
     "Exists",
+    "Fork",
+    "ForkSource",
     "Gone",
     "InvalidJson",
     "Missing",
@@ -74,51 +82,6 @@ class StreamRef:
 
     path: str
     incarnation: str
-
-
-@dataclass(frozen=True, slots=True)
-class StreamConfig:
-    """What a PUT asked for, not what became of it.
-
-    Attributes:
-        content_type: As the client wrote it, or None.
-        ttl: `Stream-TTL` in seconds, or None.
-        expires_at: `Stream-Expires-At`, or None.
-    """
-
-    content_type: str | None = None
-    ttl: int | None = None
-    expires_at: Instant | None = None
-
-    @property
-    def effective_type(self) -> str:
-        """The stream's content type: the requested one, else `application/octet-stream`."""
-        return self.content_type or OCTET_STREAM
-
-    def matches(self, existing: StreamConfig) -> bool:
-        """Whether a PUT with this configuration is a repetition of the one that made the existing stream."""
-        return (
-            media_type(self.effective_type) == media_type(existing.effective_type)
-            and self.ttl == existing.ttl
-            and self.expires_at == existing.expires_at
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class CreateRequest:
-    """A PUT.
-
-    Attributes:
-        path: The stream to be.
-        config: What was asked for.
-        closed: Whether it is to be born closed. Compared with the present state of a stream that exists.
-        payload: First content, split into messages in JSON mode; None if the body is empty.
-    """
-
-    path: str
-    config: StreamConfig
-    closed: bool = False
-    payload: Payload | InvalidJson | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,8 +245,8 @@ class Store(Protocol):
     async def create(self, r: CreateRequest, now: float) -> CreateResult:
         """Create a stream, or confirm that it exists as requested. Of several racing calls one gets `Created`.
 
-        An existing stream is looked at first, so its repetition succeeds whatever the body. Else refuses with
-        `INVALID_JSON`, `OTHER_CONFIG` or `SOFT_DELETED`.
+        An existing stream is looked at first (`decide_repetition`), so its repetition succeeds whatever the body and
+        whatever became of a fork's source. Else carries out `decide_birth`.
         """
         ...
 
@@ -292,7 +255,10 @@ class Store(Protocol):
         ...
 
     async def delete(self, path: str, now: float) -> DeleteResult:
-        """Delete a stream and wake all who watch it. Refuses with `NOT_FOUND` or `GONE`."""
+        """Delete a stream and wake all who watch it; with `SoftDeleted` if forks need its data.
+
+        Refuses with `NOT_FOUND` or `GONE`.
+        """
         ...
 
     async def head(self, path: str, now: float) -> StreamInfo | Missing | Gone:
@@ -316,5 +282,5 @@ class Store(Protocol):
         ...
 
     async def sweep(self, now: float) -> None:
-        """Remove what has expired."""
+        """Remove what has expired, and the sources that only expired forks kept."""
         ...

@@ -20,6 +20,7 @@ from typing import Self
 import anyio
 
 from ..._core.wire import is_json, is_text, media_type
+from ..creation import decide_repetition
 from ..offsets import Offset
 from ..protocol import AppendRequest, Commit, Duplicate, Payload, ProducerState, Refused, decide
 from .base import (
@@ -78,11 +79,7 @@ class MemoryStore:
         """Create a stream or confirm it, see `Store.create`."""
         existing = self._find(r.path, now)
         if existing is not None:
-            if existing.state.deleted:
-                return Refused(Reason.SOFT_DELETED)
-            if r.config.matches(existing.config) and r.closed == existing.state.closed:
-                return Exists(existing.info())
-            return Refused(Reason.OTHER_CONFIG)
+            return decide_repetition(existing.state, existing.config, existing.config, r) or Exists(existing.info())
         if isinstance(r.payload, InvalidJson):
             return Refused(Reason.INVALID_JSON, problem=r.payload.problem)
         stream = _Stream(StreamRef(r.path, self._incarnations()), r.config, now)
