@@ -6,6 +6,7 @@ What a page may rely on:
 - `await`, `async with` and `async for` may stand at the top level of a block; such a block runs in an event loop of
   its own, so open connections end with the block.
 - `http://localhost:4437` leads to an empty server of the page's own. A page that starts a `Server` itself works too.
+- Files may be written: the working directory is an empty one of the page's own.
 - A block marked `output` after a `python` block is exactly what that block printed.
 - `<!-- invisible-code: python` ... `-->` is executed and not shown: for preparations and for checks.
 - In blocks marked `console`, every line `$ durable-streams ...` is a command that exists, with options that exist.
@@ -111,7 +112,8 @@ def check_command(line: str) -> None:
 def help_of(command: str) -> str:
     """What `durable-streams COMMAND --help` prints; fails if there is no such command."""
     code = "import sys; from durable_streams.cli import main; sys.argv[0] = 'durable-streams'; main()"
-    done = subprocess.run([sys.executable, "-c", code, command, "--help"], capture_output=True, text=True, check=False)
+    arguments = [sys.executable, "-c", code, command, "--help"]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"durable-streams {command}: {done.stderr}"
     return done.stdout
 
@@ -131,7 +133,11 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_example_runs(path: Path, backend: str, server: str) -> None:
+def test_every_example_runs(
+    path: Path, backend: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # Examples write files.
+
     assert Page(path, backend, server).run()
 
 

@@ -1,0 +1,191 @@
+"""Every program in examples/ runs; those that promise to survive a kill are killed."""
+
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from durable_streams import DurableStream
+from durable_streams.server import Server
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+#: The address that examples use.
+ADDRESS = "http://localhost:4437"
+#: Seconds after which a program that hangs is killed, so that its test fails.
+PATIENCE = 60
+
+Start = Callable[[str], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        yield running
+
+
+@pytest.fixture
+def start(server: Server, tmp_path: Path) -> Iterator[Start]:
+    """Starts an example in an empty folder; its server is the fixture's."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+
+    with watched_processes() as processes:
+
+        def begin(name: str) -> "subprocess.Popen[str]":
+            program = tmp_path / name
+            program.write_text((EXAMPLES / name).read_text().replace(ADDRESS, server.base_url))
+            process = subprocess.Popen(
+                [sys.executable, str(program)],
+                cwd=tmp_path,
+                env=environment,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            processes.append(process)
+            return process
+
+        yield begin
+
+
+@contextmanager
+def watched_processes() -> Iterator["list[subprocess.Popen[str]]"]:
+    """Processes that are killed when they hang, and in the end."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def kill() -> None:
+        for process in processes:
+            process.kill()
+
+    watchdog = threading.Timer(PATIENCE, kill)
+    watchdog.start()
+    try:
+        yield processes
+    finally:
+        watchdog.cancel()
+        kill()
+        for process in processes:
+            process.communicate()
+
+
+def finished(process: "subprocess.Popen[str]") -> str:
+    """What a program printed, once it has ended well."""
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    return out
+
+
+def write(url: str, *items: object, close: bool = False) -> None:
+    """Append to a JSON stream, which is created if need be."""
+
+    async def main() -> None:
+        async with DurableStream(url, content_type="application/json") as handle:
+            await handle.create()
+            for item in items:
+                await handle.append_json(item)
+            if close:
+                await handle.close_stream()
+
+    anyio.run(main)
+
+
+def test_every_example_is_tested_here() -> None:
+    tests = Path(__file__).read_text()
+
+    assert [path.name for path in sorted(EXAMPLES.glob("*.py")) if f'start("{path.name}")' not in tests] == []
+
+
+def test_the_reader_is_the_one_in_the_readme() -> None:
+    _, program = (EXAMPLES / "reader.py").read_text().split('"""\n\n', 1)
+
+    assert f"```python\n{program}```" in (ROOT / "README.md").read_text()
+
+
+def test_the_reader_survives_kills(start: Start, server: Server, tmp_path: Path) -> None:
+    url = f"{server.url}/orders"
+    items = [f"item {number}" for number in range(60)]
+
+    for begin in range(0, 50, 10):
+        write(url, *({"item": item} for item in items[begin : begin + 10]))
+        reader = start("reader.py")
+        assert reader.stdout is not None
+        for _ in range(3):
+            reader.stdout.readline()
+        reader.kill()
+        reader.wait()
+    write(url, *({"item": item} for item in items[50:]), close=True)
+    finished(start("reader.py"))
+    again = finished(start("reader.py"))
+
+    with closing(sqlite3.connect(tmp_path / "orders.sqlite")) as db:
+        kept = [item for (item,) in db.execute("SELECT item FROM orders ORDER BY rowid")]
+    assert kept == items
+    assert again == ""
+
+
+def test_the_outbox_survives_kills(start: Start, server: Server, tmp_path: Path) -> None:
+    url = f"{server.url}/outbox"
+    write(url)
+    with closing(sqlite3.connect(tmp_path / "application.sqlite")) as db, db:
+        db.execute("CREATE TABLE outbox (id INTEGER PRIMARY KEY, body TEXT, sent INTEGER DEFAULT 0)")
+        db.executemany("INSERT INTO outbox (body) VALUES (?)", [(f'{{"n": {n}}}',) for n in range(300)])
+
+    for _ in range(4):
+        outbox = start("outbox.py")
+        assert outbox.stdout is not None
+        for _ in range(20):
+            outbox.stdout.readline()
+        outbox.kill()
+        outbox.wait()
+    finished(start("outbox.py"))
+    # What a kill leaves stored and not ticked off is put into words, even if none of the four did just that.
+    with closing(sqlite3.connect(tmp_path / "application.sqlite")) as db, db:
+        db.execute("UPDATE outbox SET sent = 0 WHERE id = 300")
+    again = finished(start("outbox.py"))
+
+    assert [message["n"] for message in read(url)] == list(range(300))
+    assert again == "300 was stored before\n"
+
+
+def read(url: str) -> list[dict[str, int]]:
+    async def main() -> list[dict[str, int]]:
+        async with DurableStream(url) as handle, handle.stream(live=False) as response:
+            return await response.json()
+
+    return anyio.run(main)
+
+
+def test_the_chat_answer_survives_a_reload(start: Start) -> None:
+    shown = finished(start("chat_tokens.py"))
+
+    before, after = shown.split("| (reload) |")
+    assert before + after == "Streams are logs that you can follow. \N{WATER WAVE}\n"
+    assert len(before) >= 10
+    assert "you" in after
+
+
+def test_many_writers_lose_nothing_and_keep_their_order(start: Start) -> None:
+    assert finished(start("many_writers.py")) == "2000 readings of 100 sensors, each sensor's in order: True\n"
+
+
+def test_the_example_on_trio(start: Start) -> None:
+    assert finished(start("on_trio.py")).splitlines() == [
+        "the other one has seen 0",
+        "and goes",
+        "the patient follower has seen 1000",
+    ]
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_every_example_says_what_it_shows_and_how_to_run_it(path: Path) -> None:
+    text = path.read_text()
+
+    assert re.match(r'"""[A-Z].*\.\n\n(.*\n)*?.*(Runs by itself: python examples/|Needs a server: `)', text)
