@@ -85,10 +85,7 @@ class CallSession:
         """The answer's head has come."""
         self._head, self._draw = head, draw
         self._body.clear()
-        if self._request.method == "HEAD":
-            self.on_end(now, draw)
-        else:
-            self._command = Receive()
+        self._command = Receive()  # Of HEAD, too: only a complete answer gives its connection back.
 
     def on_chunk(self, data: bytes, now: float) -> None:
         """A piece of the body has come; beyond 64 KiB the rest is not waited for."""

@@ -77,13 +77,13 @@ def control(offset: str, **fields: object) -> bytes:
 
 
 def events(*chunks: bytes | anyio.Event, **headers: str) -> Reply:
-    """A stream of server-sent events, which ends with its last chunk."""
-    return Reply(headers={"content-type": EVENTS, **headers}, chunks=chunks)
+    """A stream of server-sent events, which ends with its last chunk; `headers` with `_` for `-`."""
+    return Reply(headers=flags(content_type=EVENTS, **headers), chunks=chunks)
 
 
 def error(status: int, body: bytes = b"", **headers: str) -> Reply:
     """An answer that is no success."""
-    return Reply(status, headers={name.replace("_", "-"): value for name, value in headers.items()}, body=body)
+    return Reply(status, headers=flags(**headers), body=body)
 
 
 async def collect(items: AsyncIterable[T]) -> list[T]:
