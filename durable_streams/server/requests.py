@@ -10,12 +10,17 @@ from typing import Any, TypeAlias
 from urllib.parse import quote, unquote_plus
 
 from .._core import wire
+from .creation import Fork, StreamConfig
+from .offsets import parse_offset
 from .protocol import ProducerStamp, Refused, parse_stamp
 from .responses import (
     CONNECTION_CLOSE,
     CONTENT_LENGTH,
     CONTENT_TYPE,
     EXPIRES_AT,
+    FORK_OFFSET,
+    FORK_SUB_OFFSET,
+    FORKED_FROM,
     NO_STORE,
     PRODUCER_EPOCH,
     PRODUCER_ID,
@@ -25,7 +30,6 @@ from .responses import (
     Rejection,
     refusal,
 )
-from .stores.base import StreamConfig
 from .timestamps import Instant
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -295,7 +299,37 @@ def parse_config(call: Call) -> StreamConfig:
         expires_at = Instant.parse(expires_text)
         if expires_at is None:
             raise Rejection(400, "Stream-Expires-At must be an RFC 3339 timestamp with a time zone")
-    return StreamConfig(content_type, ttl, expires_at)
+    return StreamConfig(content_type, ttl, expires_at, _parse_fork(call))
+
+
+def _parse_fork(call: Call) -> Fork | None:
+    """The fork headers of a PUT.
+
+    Raises:
+        Rejection: if one is malformed, or an offset is there without a source.
+    """
+    source, offset_text, sub_text = (
+        call.headers.get(FORKED_FROM),
+        call.header(FORK_OFFSET),
+        call.header(FORK_SUB_OFFSET),
+    )
+    if source is None:
+        if offset_text is not None or sub_text is not None:
+            raise Rejection(400, "Stream-Fork-Offset and Stream-Fork-Sub-Offset need Stream-Forked-From")
+        return None
+    path = wire.normalize_path(source)
+    if path is None:
+        raise Rejection(400, "Stream-Forked-From must be the URL path of a stream")
+    offset = sub_offset = None
+    if offset_text is not None:
+        offset = parse_offset(offset_text)
+        if offset is None:
+            raise Rejection(400, "the Stream-Fork-Offset is none of this server's offsets")
+    if sub_text is not None:
+        sub_offset = parse_whole(sub_text)
+        if sub_offset is None:
+            raise Rejection(400, "Stream-Fork-Sub-Offset must be a whole number without sign or leading zeros")
+    return Fork(path, offset, sub_offset or 0)
 
 
 def parse_producer(call: Call) -> ProducerStamp | None:

@@ -11,15 +11,11 @@ import anyio
 from .._core import wire
 from .._core.wire import is_true
 from . import json_messages
-from .offsets import parse_offset
 from .protocol import Appended, AppendRequest, InvalidJson, Payload, ProducerStamp, Reason, Refused
-from .requests import Call, parse_config, parse_producer, parse_whole
+from .requests import Call, parse_config, parse_producer
 from .responses import (
     CLOSED,
     CONTENT_TYPE,
-    FORK_OFFSET,
-    FORK_SUB_OFFSET,
-    FORKED_FROM,
     NO_STORE,
     STREAM_CLOSED,
     STREAM_SEQ,
@@ -50,12 +46,19 @@ def _payload(body: bytes, media_type: str) -> Payload | InvalidJson | None:
 
 
 async def put(app: DurableStreamsApp, call: Call) -> None:
-    """Create a stream, or confirm that it exists as requested (server 5)."""
+    """Create a stream or a fork, or confirm that it exists as requested (server 5 and 13)."""
     config = parse_config(call)
-    _check_fork(call)
     closed = is_true(call.header(STREAM_CLOSED))
     body = await call.read_body(app.max_append_bytes)
-    request = CreateRequest(call.path, config, closed, _payload(body, wire.media_type(config.content_type)))
+    # What a fork without a content type holds shows in the store, in the moment in which the source is looked at.
+    inherits_type = config.fork is not None and config.content_type is None
+    request = CreateRequest(
+        call.path,
+        config,
+        closed,
+        _payload(body, wire.media_type(config.content_type)),
+        _payload(body, wire.JSON) if inherits_type else None,
+    )
     result = await app.store.create(request, app.clock())
     if isinstance(result, Refused):
         raise refusal(result)
@@ -68,23 +71,6 @@ async def put(app: DurableStreamsApp, call: Call) -> None:
         await call.answer(201, headers)
     else:
         await call.answer(200, headers)
-
-
-def _check_fork(call: Call) -> None:
-    """Forks are not there yet: say so, rather than create an ordinary stream."""
-    source = call.header(FORKED_FROM)
-    offset, sub_offset = call.header(FORK_OFFSET), call.header(FORK_SUB_OFFSET)
-    if source is None:
-        if offset is not None or sub_offset is not None:
-            raise Rejection(400, "Stream-Fork-Offset and Stream-Fork-Sub-Offset need Stream-Forked-From")
-        return
-    if wire.normalize_path(source.encode("latin-1")) is None:
-        raise Rejection(400, "Stream-Forked-From must be the URL path of a stream")
-    if offset is not None and parse_offset(offset) is None:
-        raise Rejection(400, "Stream-Fork-Offset is no offset")
-    if sub_offset is not None and parse_whole(sub_offset) is None:
-        raise Rejection(400, "Stream-Fork-Sub-Offset must be a whole number")
-    raise Rejection(501, "this server does not support forks")
 
 
 def _url(call: Call) -> bytes:

@@ -126,24 +126,6 @@ async def test_invalid_json_creates_nothing(client: Client) -> None:
     assert (await client.put("x", JSON, b"{")).status == 200
 
 
-async def test_forks_are_refused_and_never_become_ordinary_streams(client: Client) -> None:
-    await client.put("source", TEXT)
-    answer = await client.put("x", TEXT, stream_forked_from="/v1/stream/source")
-    assert answer.status == 501
-    assert answer.text == "this server does not support forks\n"
-    assert (await client.head("x")).status == 404
-    for headers in (
-        {"stream_fork_offset": offset(0)},
-        {"stream_fork_sub_offset": "0"},
-        {"stream_forked_from": "http://s.example/v1/stream/source"},
-        {"stream_forked_from": "/v1/stream/source", "stream_fork_offset": "-1"},
-        {"stream_forked_from": "/v1/stream/source", "stream_fork_offset": "now"},
-        {"stream_forked_from": "/v1/stream/source", "stream_fork_sub_offset": ""},
-        {"stream_forked_from": "/v1/stream/source", "stream_fork_sub_offset": "01"},
-    ):
-        assert (await client.put("x", TEXT, **headers)).status == 400
-
-
 async def test_of_racing_puts_one_creates(client: Client) -> None:
     statuses: list[int] = []
 

@@ -3,24 +3,23 @@
 Everything happens on one event loop, and no method waits between reading a state and changing it. That makes each
 call a critical section without a lock.
 
-An append is kept as the bytes object it arrived as. A stream is a list of these, and beside it a sorted array of
-offsets after each, in which a read finds its place by bisection. Both only ever grow, so a page needs no copy: it
-remembers two positions and stays valid while others append, and after the stream was deleted.
+The data is in logs (`memory_log`). Streams and their forks know each other directly: a fork is an edge in its source's
+`forks`, and a source that is deleted stays, soft-deleted, until that set is empty. Forks that have expired leave it as
+soon as somebody asks for the source, so an expired fork keeps nothing alive.
 """
 
 from __future__ import annotations
 
 import secrets
-from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 import anyio
 
-from ..._core.wire import is_json, is_text, media_type
-from ..creation import decide_repetition
+from ..._core.wire import is_json, media_type
+from ..creation import Birth, decide_birth, decide_repetition
 from ..offsets import Offset
 from ..protocol import AppendRequest, Commit, Duplicate, Payload, ProducerState, Refused, decide
 from .base import (
@@ -34,17 +33,16 @@ from .base import (
     DeleteResult,
     Exists,
     Gone,
-    InvalidJson,
     Missing,
     Reason,
+    SoftDeleted,
     StreamConfig,
     StreamInfo,
     StreamRef,
     StreamState,
 )
+from .memory_log import Log, Page, Span, inherited
 
-#: Largest piece of a page, in bytes.
-PIECE_BYTES = 1 << 20
 #: Seconds after which a silent producer is forgotten.
 PRODUCER_TTL = 7 * 86400.0
 
@@ -79,14 +77,14 @@ class MemoryStore:
         """Create a stream or confirm it, see `Store.create`."""
         existing = self._find(r.path, now)
         if existing is not None:
-            return decide_repetition(existing.state, existing.config, existing.config, r) or Exists(existing.info())
-        if isinstance(r.payload, InvalidJson):
-            return Refused(Reason.INVALID_JSON, problem=r.payload.problem)
-        stream = _Stream(StreamRef(r.path, self._incarnations()), r.config, now)
-        if r.payload is not None and r.payload.data:
-            stream.store(r.payload)
-            stream.state.tail = len(r.payload.data)
-        stream.state.closed = r.closed
+            refused = decide_repetition(existing.state, existing.asked, existing.config, r)
+            return refused or Exists(existing.info())
+        fork = r.config.fork
+        source = None if fork is None else self._find(fork.source, now)
+        birth = decide_birth(source, r)
+        if isinstance(birth, Refused):
+            return birth
+        stream = _Stream(StreamRef(r.path, self._incarnations()), r.config, birth, source, now)
         self._streams[r.path] = stream
         return Created(stream.info())
 
@@ -114,8 +112,7 @@ class MemoryStore:
             return Refused(Reason.NOT_FOUND)
         if stream.state.deleted:
             return Refused(Reason.GONE)
-        self._remove(stream)
-        return Deleted()
+        return SoftDeleted() if self._retire(stream, now) else Deleted()
 
     async def head(self, path: str, now: float) -> StreamInfo | Missing | Gone:
         """Look at a stream."""
@@ -124,7 +121,7 @@ class MemoryStore:
             return Missing()
         return Gone() if stream.state.deleted else stream.info()
 
-    async def read(self, ref: StreamRef, offset: Offset, max_bytes: int) -> _Page | BadOffset | Missing | Gone:
+    async def read(self, ref: StreamRef, offset: Offset, max_bytes: int) -> Page | BadOffset | Missing | Gone:
         """A page, see `Store.read`. Costs nothing but finding its ends."""
         stream = self._streams.get(ref.path)
         if stream is None or stream.ref != ref:
@@ -135,13 +132,13 @@ class MemoryStore:
             return BadOffset("the offset lies beyond the end of the stream")
         if stream.json and not stream.is_boundary(offset):
             return BadOffset("the offset lies inside a message")
-        return _Page(stream, offset, stream.page_end(offset, max_bytes))
+        return stream.page(offset, max_bytes)
 
     def watch(self, ref: StreamRef) -> _Watch:
         """Attach a live reader."""
         stream = self._streams.get(ref.path)
         if stream is None or stream.ref != ref:
-            stream = _Stream(ref, StreamConfig(), 0.0)
+            stream = _Stream(ref, StreamConfig(), Birth(StreamConfig(), closed=False), None, 0.0)
             stream.removed = True
         return _Watch(stream)
 
@@ -159,49 +156,90 @@ class MemoryStore:
                 await anyio.lowlevel.checkpoint()
 
     def _find(self, path: str, now: float) -> _Stream | None:
-        """The stream at a path, unless it has expired: then it is removed."""
+        """The stream at a path. One that has expired, or was kept for forks that have, is removed here."""
         stream = self._streams.get(path)
-        if stream is not None and stream.mortal and stream.expired(now):
+        if stream is None or not stream.mortal:
+            return stream
+        if stream.state.deleted:
+            kept = self._is_needed(stream, now)
+            if not kept:
+                self._remove(stream)
+        elif stream.expired(now):
+            kept = self._retire(stream, now)
+        else:
+            return stream
+        return stream if kept else None
+
+    def _retire(self, stream: _Stream, now: float) -> bool:
+        """Delete a stream for everyone but its forks. Returns False if it has none: then it is removed."""
+        if not self._is_needed(stream, now):
             self._remove(stream)
-            return None
-        return stream
+            return False
+        stream.state.deleted = stream.mortal = True
+        stream.producers.clear()
+        stream.wake()
+        return True
+
+    def _is_needed(self, stream: _Stream, now: float) -> bool:
+        """Whether forks need a stream's data. Those that have expired are removed on the way."""
+        while stream.forks:
+            fork = next(iter(stream.forks))
+            if self._find(fork.ref.path, now) is not None:
+                return True
+        return False
 
     def _remove(self, stream: _Stream) -> None:
-        del self._streams[stream.ref.path]
-        stream.removed = True
-        stream.wake()
+        """Remove a stream, and the soft-deleted ancestors that were only kept for it."""
+        while not stream.removed:
+            del self._streams[stream.ref.path]
+            stream.removed = True
+            stream.wake()
+            if stream.source is None:
+                return
+            stream.source.forks.discard(stream)
+            if stream.source.state.deleted and not stream.source.forks:
+                stream = stream.source
 
 
 class _Stream:
-    """One incarnation of a stream and all that belongs to it."""
+    """One incarnation of a stream and all that belongs to it. Serves as a `ForkSource`."""
 
     __slots__ = (
         "accessed",
+        "asked",
         "attached",
         "changed",
-        "chunks",
         "config",
-        "ends",
+        "depth",
+        "forks",
         "json",
-        "messages",
+        "layers",
+        "log",
         "mortal",
         "openings",
         "producers",
         "producers_swept",
         "ref",
         "removed",
+        "source",
+        "start",
         "state",
     )
 
-    def __init__(self, ref: StreamRef, config: StreamConfig, now: float) -> None:
+    def __init__(self, ref: StreamRef, asked: StreamConfig, birth: Birth, source: _Stream | None, now: float) -> None:
+        config = birth.config
         self.ref: StreamRef = ref
+        self.asked: StreamConfig = asked
         self.config: StreamConfig = config
         self.mortal: bool = config.ttl is not None or config.expires_at is not None
         self.json: bool = is_json(config.effective_type)
-        self.state: StreamState = StreamState(media_type(config.effective_type))
-        self.chunks: list[bytes] = []
-        self.ends: array[int] = array("q")
-        self.messages: dict[int, array[int]] = {}  # index of an append of several messages -> position after each
+        self.state: StreamState = StreamState(media_type(config.effective_type), birth.start)
+        self.start: Offset = birth.start
+        self.log: Log = Log()
+        self.source: _Stream | None = source
+        self.layers: tuple[Span, ...] = ()
+        self.depth: int = birth.depth
+        self.forks: set[_Stream] = set()
         self.producers: dict[str, tuple[ProducerState, float]] = {}
         self.producers_swept: float = now
         self.accessed: float = now
@@ -209,6 +247,18 @@ class _Stream:
         self.openings: int = 0  # of the store; who watched in an earlier one is gone
         self.changed: anyio.Event | None = None
         self.removed: bool = False
+        if source is not None:
+            self.layers = inherited(source.layers, source.own, birth.start)
+            source.forks.add(self)
+        for payload in birth.appends:
+            self.log.add(self.state.tail, payload)
+            self.state.tail += len(payload.data)
+        self.state.closed = birth.closed
+
+    @property
+    def own(self) -> Span:
+        """Its own data."""
+        return Span(self.log, self.start, self.state.tail)
 
     def info(self) -> StreamInfo:
         config, state = self.config, self.state
@@ -230,92 +280,47 @@ class _Stream:
 
     def commit(self, commit: Commit) -> None:
         if isinstance(commit.payload, Payload):
-            self.store(commit.payload)
+            self.log.add(self.state.tail, commit.payload)
         self.state.apply(commit)
         self.wake()
-
-    def store(self, payload: Payload) -> None:
-        if len(payload.ends) > 1:
-            self.messages[len(self.chunks)] = array("q", payload.ends)
-        self.chunks.append(payload.data)
-        self.ends.append(self.state.tail + len(payload.data))
 
     def wake(self) -> None:
         if self.changed is not None:
             self.changed.set()
             self.changed = None
 
+    def span_at(self, offset: Offset) -> Span:
+        """Where the byte at this offset is, which is less than the tail."""
+        if offset >= self.start:
+            return self.own
+        return self.layers[bisect_right(self.layers, offset, key=lambda span: span.end)]
+
     def is_boundary(self, offset: Offset) -> bool:
         """Whether a message ends, or the stream begins, at this offset."""
-        index = bisect_left(self.ends, offset)
-        if offset == 0 or self.ends[index] == offset:
+        if offset in (0, self.start):
             return True
-        inner = self.messages.get(index)
-        if inner is None:
-            return False
-        position = offset - self.ends[index] + len(self.chunks[index])
-        return inner[bisect_left(inner, position)] == position
+        log = self.log
+        if offset < self.start:
+            span = self.span_at(offset)
+            if offset == span.start:
+                return True
+            log = span.log
+        return log.is_boundary(offset)
 
-    def page_end(self, offset: Offset, max_bytes: int) -> Offset:
-        """Where a page that begins at `offset` ends, see `Store.read`."""
+    def rest_of_append(self, offset: Offset) -> Payload:
+        """What the append at this offset has from there on."""
+        return self.span_at(offset).rest_of_append(offset, json=self.json)
+
+    def page(self, offset: Offset, max_bytes: int) -> Page:
+        """A page that begins at this offset."""
         limit = offset + max_bytes
-        if limit >= self.state.tail:
-            return self.state.tail
-        index = bisect_right(self.ends, limit)  # the append that would cross the limit
-        if index and self.ends[index - 1] > offset:
-            return self.ends[index - 1]
-        chunk = self.chunks[index]
-        base = self.ends[index] - len(chunk)
-        inner = self.messages.get(index)
-        if inner is not None:
-            last = bisect_right(inner, limit - base) - 1
-            if last >= 0 and base + inner[last] > offset:
-                return base + inner[last]
-            return base + inner[last + 1]
-        if self.json:
-            return self.ends[index]
-        if is_text(self.config.effective_type):
-            for back in range(4):
-                position = limit - back
-                if position > offset and chunk[position - base] & 0xC0 != 0x80:
-                    return position
-        return limit
-
-
-class _Page:
-    """A range of a stream. Holds the stream's growing lists, not their contents."""
-
-    __slots__ = ("_at", "_chunks", "_ends", "_index", "closed", "end", "size", "start", "tail")
-
-    def __init__(self, stream: _Stream, start: Offset, end: Offset) -> None:
-        self.start = start
-        self.end = end
-        self.tail = stream.state.tail
-        self.closed = stream.state.closed
-        self.size = end - start
-        self._chunks = stream.chunks
-        self._ends = stream.ends
-        self._at = start
-        self._index = bisect_right(stream.ends, start)
-
-    async def next_piece(self) -> bytes | memoryview | None:
-        if self._at >= self.end:
-            return None
-        first, at = self._index, self._at
-        limit = min(at + PIECE_BYTES, self.end)
-        chunk, chunk_end = self._chunks[first], self._ends[first]
-        skip = at - chunk_end + len(chunk)
-        last = bisect_right(self._ends, limit, first)  # the append after the last that fits wholly
-        if last <= first + 1:
-            self._at = min(chunk_end, limit)
-            self._index = last if self._at == chunk_end else first
-            return chunk if not skip and self._at == chunk_end else memoryview(chunk)[skip : skip + self._at - at]
-        self._at, self._index = self._ends[last - 1], last
-        return b"".join((memoryview(chunk)[skip:], *self._chunks[first + 1 : last]))
-
-    async def aclose(self) -> None:
-        self._at = self.end
-        self._chunks = []
+        end = self.state.tail
+        if limit < end:
+            end = self.span_at(limit).page_end(
+                offset, limit, json=self.json, text=self.state.media_type.startswith("text/")
+            )
+        spans = (self.own,) if offset >= self.start else (*self.layers, self.own)
+        return Page(spans, offset, end, self.state.tail, self.state.closed)
 
 
 class _Watch:
