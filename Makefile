@@ -15,7 +15,7 @@ endif
 .PHONY: help demo test interop check bench clean FORCE
 
 help:
-	@echo 'make demo      write 100,000 events exactly once, kill and resume a reader, show what happened'
+	@echo 'make demo      write a million events exactly once, kill and resume a reader, fence a writer'
 	@echo 'make test      the whole Python suite on asyncio and trio; ARGS="-k offset" passes options to pytest'
 	@echo 'make interop   the suites and programs of others: official clients, servers, conformance tests'
 	@echo 'make check     ruff, mypy --strict, complete public types, import table'

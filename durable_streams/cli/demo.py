@@ -21,7 +21,7 @@ from .help import Command
         "durable-streams demo --events 20000 --seed 7",
     ],
 )
-@click.option("--events", type=click.IntRange(min=2), default=100_000, show_default=True, help="Events to write.")
+@click.option("--events", type=click.IntRange(min=2), default=1_000_000, show_default=True, help="Events to write.")
 @click.option("--seed", type=int, default=None, help="Determines events, faults and the kill; random if left out.")
 @click.pass_context
 def demo(context: click.Context, *, events: int, seed: int | None) -> None:
@@ -29,7 +29,8 @@ def demo(context: click.Context, *, events: int, seed: int | None) -> None:
 
     Starts a server on a free port and writes events to it over a bad network: connections are refused and reset,
     answers cut short, servers busy. A second process follows them live, is killed in mid-stream, and resumes from the
-    position it has saved. Then its database is compared with what was written.
+    position it has saved. A second writer takes over from the first, which is refused from then on. Then the reader's
+    database is compared with what was written.
 
     The last line is the proof; the exit code is 1 if it fails.
     """
@@ -57,6 +58,7 @@ def summary(report: Report, seconds: float) -> list[str]:
     lines = [
         f"written:   {written:,.0f} events/s in {report.requests} requests; {stored_before}",
         f"delivered: {read:,.0f} events/s, the start of two reader processes included",
+        f"fencing:   {report.refused} event of the first writer refused, after the second had taken over",
         f"total:     {seconds:.1f} s",
     ]
     faults = f"{report.faults} fault{'s' * (report.faults != 1)}"

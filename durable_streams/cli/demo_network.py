@@ -38,11 +38,10 @@ async def bad_network(seed: int) -> AsyncIterator[BadNetwork]:
         refuse=0.01,
         reset_before=0.01,
         reset_after=0.02,
-        duplicate=0.01,
         cut_body=0.02,
         status_5xx=0.01,
         delay=0.01,
-        reorder=0.01,
+        reorder=0.02,
         max_delay=0.02,
     )
     try:

@@ -1,7 +1,9 @@
-"""What the demo does: write, follow in another process, kill that process, let it resume, verify.
+"""What the demo does: write, follow in another process, kill that process, let it resume, fence a writer, verify.
 
-The writer sends the first part of the events and then waits until the reader has been killed, so that the kill always
-comes in mid-stream: neither reader ever finds a stream that is complete. Both talk to the server over a bad network.
+The first writer sends its part of the events and then waits until the reader has been killed, so that the kill always
+comes in mid-stream: neither reader ever finds a stream that is complete. Then a second writer takes over with the same
+producer id, and the first, which knows nothing of it, tries to go on: its event must not appear. All of them talk to
+the server over a bad network.
 
 The proof compares what the reader's database holds, row by row, with what was to be written. A lost, doubled, moved or
 changed event shows.
@@ -24,15 +26,17 @@ from typing import Protocol
 import anyio
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from .. import DurableStream, IdempotentProducer
+from .. import DurableStream, IdempotentProducer, StaleEpochError
 from ..server import Server
 from .demo_network import RETRY, bad_network
 from .failures import CommandError
 
-#: Events in one request of the writer: few, so that there are many requests for faults to hit.
-BATCH = 250
-#: Events that the writer keeps until they are acknowledged; it waits for room.
-BUFFER = 20 * BATCH
+#: Bytes in one request of a writer: few, so that there are many requests for faults to hit.
+BATCH_BYTES = 1 << 16
+#: Bytes that a writer keeps until they are acknowledged; it waits for room.
+BUFFER_BYTES = 20 * BATCH_BYTES
+#: Events that are appended between two looks at the progress.
+STEP = 5_000
 #: Part of the events after which the writer waits for the kill; the kill comes in this part.
 BEFORE_KILL = 0.6
 #: Seconds without a sign of life after which the demo gives up.
@@ -63,7 +67,8 @@ class Report:
         events: Events written.
         faults: Faults that writer and readers met.
         kills: Readers killed.
-        requests: Requests of the writer.
+        requests: Requests of the writers.
+        refused: Events of the first writer that were refused, because the second had taken over.
         duplicates: Batches that the server recognised, because an earlier try had stored them.
         write_seconds: From the first event to the last acknowledgement, the wait for the kill left out.
         read_seconds: Time that the readers ran, the start of two processes included.
@@ -74,6 +79,7 @@ class Report:
     faults: int = 0
     kills: int = 0
     requests: int = 0
+    refused: int = 0
     duplicates: int = 0
     write_seconds: float = 0.0
     read_seconds: float = 0.0
@@ -82,7 +88,7 @@ class Report:
 
 def event(seed: int, n: int) -> dict[str, object]:
     """The n-th event; its word can be told from that of any other."""
-    return {"n": n, "word": blake2b(b"%d %d" % (seed, n), digest_size=8).hexdigest()}
+    return {"n": n, "word": blake2b(b"%d %d" % (seed, n), digest_size=32).hexdigest()}
 
 
 def bodies(seed: int, numbers: range) -> Iterator[bytes]:
@@ -129,31 +135,45 @@ class Demo:
                 except ExceptionGroup as group:
                     raise group.exceptions[0] from None
             self._progress.say("verifying what the reader's database holds")
-            self._report.problem = verify(database, self._report.events, self._seed)
+            problem = verify(database, self._report.events, self._seed)
+            if problem is None and self._report.refused != 1:
+                problem = "the first writer was not refused, although the second had taken over"
+            self._report.problem = problem
         return self._report
 
     async def _write(self, url: str) -> None:
         report = self._report
         async with bad_network(self._seed) as network:
             handle = DurableStream(url, content_type="application/json", transport=network.transport)
-            async with IdempotentProducer(
-                handle, "demo", max_batch_items=BATCH, max_buffered_messages=BUFFER, retry=RETRY
-            ) as producer:
-                for part in (range(self._before_kill), range(self._before_kill, report.events)):
-                    began = time.perf_counter()
-                    for start in range(part.start, part.stop, BATCH):
-                        some = range(start, min(start + BATCH, part.stop))
-                        await producer.append_many(bodies(self._seed, some))
-                        self._progress.written(some.stop - producer.pending_count)
-                    await producer.flush()
-                    self._progress.written(part.stop)
-                    report.write_seconds += time.perf_counter() - began
-                    await self._killed.wait()
-                await producer.close_stream()
-                statistics = producer.statistics()
+            async with _producer(handle) as zombie:
+                await self._append(zombie, range(self._before_kill))
+                await self._killed.wait()
+                async with _producer(handle, epoch=1) as producer:
+                    await self._append(producer, range(self._before_kill, report.events))
+                self._progress.say("a second writer has taken over with epoch 1; the first one tries to go on")
+                try:
+                    await zombie.append(b'{"n":-1,"word":"from a zombie"}')
+                    await zombie.flush()
+                except StaleEpochError:
+                    report.refused = len(zombie.unacknowledged())
+                    self._progress.say("the first writer was refused")
+                await zombie.abort()
+            await handle.close_stream()  # the readers end with it
             report.faults += network.faults
-        report.requests = statistics.requests
-        report.duplicates = statistics.duplicates
+
+    async def _append(self, producer: IdempotentProducer, numbers: range) -> None:
+        """Write some of the events, and wait until they are stored."""
+        began = time.perf_counter()
+        for start in range(numbers.start, numbers.stop, STEP):
+            some = range(start, min(start + STEP, numbers.stop))
+            await producer.append_many(bodies(self._seed, some))
+            self._progress.written(some.stop - producer.pending_count)
+        await producer.flush()
+        self._progress.written(numbers.stop)
+        self._report.write_seconds += time.perf_counter() - began
+        statistics = producer.statistics()
+        self._report.requests += statistics.requests
+        self._report.duplicates += statistics.duplicates
 
     async def _read(self, url: str, database: Path) -> None:
         began = time.perf_counter()
@@ -188,6 +208,18 @@ class Demo:
         if kill_at is not None and kept < kill_at:
             raise CommandError(f"the reader ended with exit code {code} before it was killed")
         return kept
+
+
+def _producer(handle: DurableStream, *, epoch: int = 0) -> IdempotentProducer:
+    """A writer of the demo; both have the same id."""
+    return IdempotentProducer(
+        handle,
+        "demo",
+        epoch=epoch,
+        max_batch_bytes=BATCH_BYTES,
+        max_buffered_bytes=BUFFER_BYTES,
+        retry=RETRY,
+    )
 
 
 async def _next_line(stream: BufferedByteReceiveStream) -> bytes | None:

@@ -29,6 +29,7 @@ def test_the_demo_ends_with_its_proof(run: Run, seed: int) -> None:
         r"proof: 5000 events, each once and in order, after [1-9]\d* faults? and 1 kill", done.lines[-1]
     )
     assert done.err.count("the reader was killed (SIGKILL)") == 1
+    assert done.err.count("the first writer was refused") == 1
 
 
 def test_the_kill_comes_in_mid_stream_even_of_two_events(run: Run) -> None:
@@ -49,6 +50,15 @@ def test_a_proof_that_fails_is_said_and_has_exit_code_1(run: Run, monkeypatch: p
 
     assert done.code == 1
     assert re.fullmatch(r"proof failed after \d+ faults? and 1 kill: 1 events are missing at the end", done.lines[-1])
+
+
+def test_a_writer_that_is_not_fenced_spoils_the_proof(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = demo_run._producer
+    monkeypatch.setattr(demo_run, "_producer", lambda handle, epoch=0: made(handle, epoch=0))
+    done = run("demo", "--events", "50", "--seed", str(SEED))
+
+    assert done.code == 1
+    assert done.lines[-1].startswith("proof failed")
 
 
 def test_a_reader_that_dies_by_itself_is_an_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
