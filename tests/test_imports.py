@@ -17,7 +17,9 @@ import pytest
 PACKAGE = "durable_streams"
 ROOT = Path(__file__).parents[1] / PACKAGE
 #: Libraries that cost time to import or are extras; they come on first use.
-HEAVY = {"aiohttp", "click", "httpcore2", "msgspec", "rich", "trio", "uvicorn", "uvloop"}
+HEAVY = {
+    *("aiohttp", "click", "cryptography", "httpcore2", "httptools", "msgspec", "rich", "trio", "uvicorn", "uvloop"),
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ TABLE = {
     "_core": row("errors", one_module="orjson", forbidden=NO_IO),
     "_transport": row("errors _core", libraries="anyio", one_module="aiohttp yarl httpcore2 trio"),
     "_client": row("errors _core _transport _transport.base _transport.default", libraries="anyio"),
-    "server": row("errors _core _collision", libraries="anyio msgspec", one_module="uvicorn uvloop"),
+    "server": row(
+        "errors _core _collision", libraries="anyio msgspec", one_module="uvicorn uvloop cryptography httptools"
+    ),
     "testing": row(". errors server _collision", libraries="anyio pytest"),
     "cli": row(". errors server testing _collision", libraries="anyio click rich"),
     ".": row("errors _core _transport _client _collision"),
