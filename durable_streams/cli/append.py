@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_text
 import uuid
 
 import anyio
@@ -94,7 +93,7 @@ async def _append_lines(target: Target) -> None:
                 number += 1
                 if not line.strip():
                     continue
-                problem = _problem(line)
+                problem = standard_input.json_problem(line)
                 if problem is not None:
                     break
                 await producer.append(line)
@@ -103,12 +102,3 @@ async def _append_lines(target: Target) -> None:
     if problem is not None:
         raise CommandError(f"line {number} is not JSON: {problem}; what comes before it is stored", USAGE)
     output.facts({"messages": count, "offset": result.offset})
-
-
-def _problem(line: bytes) -> str | None:
-    """What is wrong with a line that should be JSON, or None."""
-    try:
-        json_text.loads(line)
-    except (ValueError, RecursionError) as error:
-        return str(error)
-    return None

@@ -15,6 +15,7 @@ from .delete import delete
 from .demo import demo
 from .head import head
 from .help import Group
+from .produce import produce
 from .read import read
 from .serve import serve
 
@@ -35,7 +36,7 @@ def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -
         'durable-streams append http://localhost:4437/v1/stream/chat \'{"text": "hi"}\'',
         "durable-streams read http://localhost:4437/v1/stream/chat --follow",
     ],
-    commands=[serve, demo, create, append, read, head, close, delete],
+    commands=[serve, demo, create, append, produce, read, head, close, delete],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     no_args_is_help=False,
 )

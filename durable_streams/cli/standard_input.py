@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -35,6 +36,15 @@ async def lines() -> AsyncIterator[bytes]:
             rest = [line]
     if last := b"".join(rest):
         yield last
+
+
+def json_problem(line: bytes) -> str | None:
+    """What is wrong with a line that should be JSON, or None."""
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return str(error)
+    return None
 
 
 async def _read(descriptor: int) -> bytes:

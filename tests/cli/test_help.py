@@ -21,6 +21,7 @@ def test_help_lists_every_command_in_the_order_in_which_one_needs_them(run: Run)
         "demo",
         "create",
         "append",
+        "produce",
         "read",
         "head",
         "close",
