@@ -66,6 +66,7 @@ class Driver(Generic[T]):
         self._answer: Answer | None = None
         self._handed = False
         self._announced: RetryDetails | None = None
+        self._slept_until = 0.0
         self._scope: anyio.CancelScope | None = None
         self._left: anyio.Event | None = None
         self._waited = False
@@ -117,7 +118,7 @@ class Driver(Generic[T]):
         session = self.session
         try:
             while True:
-                command = session.next(anyio.current_time())
+                command = session.next(max(anyio.current_time(), self._slept_until))
                 match command:
                     case Receive():
                         if until_head and not self._is_error():
@@ -211,6 +212,7 @@ class Driver(Generic[T]):
                 self._hook(retry)
         self._waited = True
         await anyio.sleep_until(command.until)
+        self._slept_until = command.until  # A timer may fire early by the resolution of its clock.
 
     async def _ask(self, command: Ask) -> None:
         self._waited = True
