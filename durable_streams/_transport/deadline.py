@@ -58,7 +58,7 @@ class Deadline:
 
     def move(self, stage: Stage) -> None:
         """Enter a stage; its limit counts from now. Any task may call this."""
-        self.stage = stage
+        self.stage: Stage = stage
         limit = getattr(self._timeouts, stage)
         self._scope.deadline = math.inf if limit is None else anyio.current_time() + limit
 

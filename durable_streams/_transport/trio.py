@@ -427,7 +427,7 @@ class _Backend(httpcore2.AsyncNetworkBackend):
     """
 
     def __init__(self) -> None:
-        self._inner = httpcore2.TrioBackend()
+        self._inner: Any = httpcore2.TrioBackend()  # httpcore2 has a placeholder of that name for lack of trio
         self.streams: set[_Stream] = set()
 
     async def connect_tcp(

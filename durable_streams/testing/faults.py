@@ -36,7 +36,7 @@ from .. import AlreadyClosedError, Exchange, IncompleteBodyError, NetworkError, 
 
 FaultKind = Literal["refuse", "reset_before", "status_5xx", "reset_after", "duplicate", "cut_body", "delay", "reorder"]
 _KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
-_EXCLUSIVE = tuple(kind for kind in _KINDS if kind not in ("delay", "reorder"))
+_EXCLUSIVE: tuple[FaultKind, ...] = tuple(kind for kind in _KINDS if kind not in ("delay", "reorder"))
 _STATUSES = (500, 502, 503, 504)
 
 

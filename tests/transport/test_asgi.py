@@ -19,7 +19,7 @@ from durable_streams import (
     RequestTimeoutError,
     Timeouts,
 )
-from durable_streams._transport import asgi
+from durable_streams._transport import asgi_call
 from durable_streams._transport.deadline import Deadline, Stage
 from durable_streams._transport.version import user_agent
 from tests.transport.exchanges import fetch, open_, read
@@ -195,7 +195,7 @@ async def test_an_application_that_does_not_listen_is_cancelled(monkeypatch: pyt
         finally:
             log.append("cancelled")
 
-    monkeypatch.setattr(asgi, "GRACE", 0.0)
+    monkeypatch.setattr(asgi_call, "GRACE", 0.0)
     transport = ASGITransport(app)
     exchange = await open_(transport, URL)
     await anyio.wait_all_tasks_blocked()
@@ -476,7 +476,7 @@ async def test_a_failed_shutdown_is_logged_and_a_stuck_one_is_cancelled(
         await send({"type": "lifespan.shutdown.failed", "message": "still busy"})
         await anyio.sleep_forever()
 
-    monkeypatch.setattr(asgi, "GRACE", 0.01)
+    monkeypatch.setattr(asgi_call, "GRACE", 0.01)
     async with ASGITransport(app):
         pass
 
@@ -501,7 +501,7 @@ async def test_a_cancelled_start_stops_the_lifespan(monkeypatch: pytest.MonkeyPa
         finally:
             log.append("cancelled")
 
-    monkeypatch.setattr(asgi, "GRACE", 0.0)
+    monkeypatch.setattr(asgi_call, "GRACE", 0.0)
     transport = ASGITransport(app)
     with anyio.move_on_after(0.01):
         await transport.start()
