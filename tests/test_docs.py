@@ -1,4 +1,4 @@
-"""Every example in README.md and docs/ is executed, on asyncio and on trio.
+"""Every example in README.md, docs/ and skills/ is executed, on asyncio and on trio.
 
 What a page may rely on:
 
@@ -34,7 +34,7 @@ from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*ROOT.glob("README.md"), *sorted(ROOT.glob("docs/**/*.md"))]
+PAGES = [*ROOT.glob("README.md"), *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("skills/**/*.md"))]
 #: The address that pages use, and seconds after which an example hangs.
 ADDRESS = "http://localhost:4437"
 PATIENCE = 60

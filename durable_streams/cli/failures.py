@@ -5,7 +5,7 @@ code  meaning
 ====  ==========================================================================================================
 0     done
 1     failed in a way that has no code of its own: the demo's proof, a busy port, a missing extra, a server's 500
-2     wrong usage: an unknown option, a bad value; nothing was sent
+2     wrong usage: an unknown option, a bad value, input that is no JSON
 3     there is no such stream, or its data is no longer kept
 4     conflict: the stream exists with another configuration, is closed, or has another content type or `--seq`
 5     no answer from the server, or a broken one
