@@ -1,0 +1,234 @@
+"""Streams as rows: the one place that knows the columns of `streams`."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..._core.wire import media_type
+from ..creation import Fork, StreamConfig
+from ..offsets import Offset
+from ..protocol import ProducerStamp, StreamState
+from ..timestamps import Instant
+from .base import StreamRef
+from .sqlite_access import expiry
+from .sqlite_blocks import Block, Lineage, branch
+from .sqlite_schema import LIVE, REMOVED, SOFT_DELETED
+
+_LOAD = """
+SELECT *, (SELECT max(end_offset) FROM blocks WHERE stream = streams.id) AS last_end
+FROM streams WHERE path = ? AND state < 2
+"""
+
+# From a stream up to the first of its ancestors.
+_ANCESTORS = """
+WITH RECURSIVE ancestors (id, source, base, generation) AS (
+    SELECT id, source, base, 0 FROM streams WHERE id = ?
+    UNION ALL
+    SELECT streams.id, streams.source, streams.base, generation + 1
+    FROM streams JOIN ancestors ON streams.id = ancestors.source
+)
+SELECT id, base FROM ancestors ORDER BY generation DESC
+"""
+
+_INSERT = """
+INSERT INTO streams (id, path, incarnation, state,
+                     content_type, ttl, expires_at, fork_path, fork_offset, fork_sub_offset,
+                     effective_type, effective_ttl, effective_expires_at, source, base, depth,
+                     closed, closed_by, closed_epoch, closed_seq, last_seq, created, last_access, expires)
+VALUES (:id, :path, :incarnation, :state,
+        :content_type, :ttl, :expires_at, :fork_path, :fork_offset, :fork_sub_offset,
+        :effective_type, :effective_ttl, :effective_expires_at, :source, :base, :depth,
+        :closed, :closed_by, :closed_epoch, :closed_seq, :last_seq, :created, :last_access, :expires)
+"""
+
+_UPDATE = """
+UPDATE streams SET state = :state, closed = :closed, closed_by = :closed_by, closed_epoch = :closed_epoch,
+                   closed_seq = :closed_seq, last_seq = :last_seq, last_access = :last_access, expires = :expires
+WHERE id = :id
+"""
+
+
+@dataclass(slots=True)
+class Record:
+    """A stream as the database has it, or is about to have it.
+
+    Attributes:
+        id: Number of the incarnation, never used again while the store is open.
+        ref: Path and incarnation.
+        asked: What was asked for at its creation.
+        config: What it became.
+        state: What decides about appends.
+        created: When it was created.
+        last_access: When it was last used, as far as that is stored. Moves only if there is a TTL.
+        lineage: Where its data lies.
+        source: Number of the incarnation that it is a fork of, or None.
+        base: Where its own data begins: its fork offset, or 0.
+        depth: How many ancestors it has.
+        removed: Whether it is gone.
+    """
+
+    id: int
+    ref: StreamRef
+    asked: StreamConfig
+    config: StreamConfig
+    state: StreamState
+    created: float
+    last_access: float
+    lineage: Lineage
+    source: int | None = None
+    base: Offset = 0
+    depth: int = 0
+    removed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A stream after a commit, or as it was read, for those who must see nothing but committed data.
+
+    Attributes:
+        id: Number of the incarnation.
+        ref: Path and incarnation.
+        config: What it became.
+        lineage: Where its data lies.
+        tail: Offset after the last byte.
+        closed: Whether it is closed.
+        deleted: Whether it is soft-deleted.
+        removed: Whether it is gone.
+        last_access: See `Record`.
+        blocks: What the commit added.
+    """
+
+    id: int
+    ref: StreamRef
+    config: StreamConfig
+    lineage: Lineage
+    tail: Offset
+    closed: bool
+    deleted: bool
+    removed: bool
+    last_access: float
+    blocks: Sequence[Block] = ()
+
+    @classmethod
+    def of(cls, record: Record, blocks: Sequence[Block] = ()) -> Change:
+        """What there is to say about a record now."""
+        state = record.state
+        return cls(
+            record.id,
+            record.ref,
+            record.config,
+            record.lineage,
+            state.tail,
+            state.closed,
+            state.deleted,
+            record.removed,
+            record.last_access,
+            blocks,
+        )
+
+
+def load(connection: sqlite3.Connection, path: str) -> Record | None:
+    """The stream at a path, which may be soft-deleted or past its expiry; None if there is none."""
+    cursor = connection.execute(_LOAD, (path,))
+    cursor.row_factory = sqlite3.Row
+    row = cursor.fetchone()
+    cursor.close()
+    if row is None:
+        return None
+    fork = became_fork = None
+    if row["fork_path"] is not None:
+        fork = Fork(row["fork_path"], row["fork_offset"], row["fork_sub_offset"])
+        became_fork = Fork(row["fork_path"], row["base"], row["fork_sub_offset"])
+    asked = StreamConfig(row["content_type"], row["ttl"], _instant(row["expires_at"]), fork)
+    became = StreamConfig(
+        row["effective_type"], row["effective_ttl"], _instant(row["effective_expires_at"]), became_fork
+    )
+    state = StreamState(
+        media_type(became.effective_type),
+        row["base"] if row["last_end"] is None else row["last_end"],
+        bool(row["closed"]),
+        None if row["closed_by"] is None else ProducerStamp(row["closed_by"], row["closed_epoch"], row["closed_seq"]),
+        row["last_seq"],
+        row["state"] == SOFT_DELETED,
+    )
+    number = row["id"]
+    lineage = branch((), number, 0) if row["source"] is None else _lineage(connection, number)
+    return Record(
+        number,
+        StreamRef(path, row["incarnation"]),
+        asked,
+        became,
+        state,
+        row["created"],
+        row["last_access"],
+        lineage,
+        row["source"],
+        row["base"],
+        row["depth"],
+    )
+
+
+def _lineage(connection: sqlite3.Connection, stream: int) -> Lineage:
+    lineage: Lineage = ()
+    for number, base in connection.execute(_ANCESTORS, (stream,)).fetchall():
+        lineage = branch(lineage, number, base)
+    return lineage
+
+
+def _instant(text: str | None) -> Instant | None:
+    return None if text is None else Instant.parse(text)
+
+
+def path_of(connection: sqlite3.Connection, stream: int) -> str:
+    """The path of the stream with a number."""
+    (path,) = connection.execute("SELECT path FROM streams WHERE id = ?", (stream,)).fetchone()
+    return str(path)
+
+
+def insert(connection: sqlite3.Connection, records: Sequence[Record]) -> None:
+    """Add streams."""
+    connection.executemany(_INSERT, [{**_fixed(record), **_changing(record)} for record in records])
+
+
+def update(connection: sqlite3.Connection, records: Sequence[Record]) -> None:
+    """Store what has changed since they were added."""
+    connection.executemany(_UPDATE, [_changing(record) for record in records])
+
+
+def _fixed(record: Record) -> dict[str, object]:
+    asked, became = record.asked, record.config
+    fork = asked.fork
+    return {
+        "path": record.ref.path,
+        "incarnation": record.ref.incarnation,
+        "content_type": asked.content_type,
+        "ttl": asked.ttl,
+        "expires_at": None if asked.expires_at is None else asked.expires_at.text,
+        "fork_path": None if fork is None else fork.source,
+        "fork_offset": None if fork is None else fork.offset,
+        "fork_sub_offset": None if fork is None else fork.sub_offset,
+        "effective_type": became.effective_type,
+        "effective_ttl": became.ttl,
+        "effective_expires_at": None if became.expires_at is None else became.expires_at.text,
+        "source": record.source,
+        "base": record.base,
+        "depth": record.depth,
+        "created": record.created,
+    }
+
+
+def _changing(record: Record) -> dict[str, object]:
+    state, by = record.state, record.state.closed_by
+    return {
+        "id": record.id,
+        "state": REMOVED if record.removed else SOFT_DELETED if state.deleted else LIVE,
+        "closed": state.closed,
+        "closed_by": None if by is None else by.id,
+        "closed_epoch": None if by is None else by.epoch,
+        "closed_seq": None if by is None else by.seq,
+        "last_seq": state.last_seq,
+        "last_access": record.last_access,
+        "expires": None if record.removed or state.deleted else expiry(record.config, record.last_access),
+    }

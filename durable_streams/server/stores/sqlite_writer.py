@@ -1,0 +1,305 @@
+"""The thread that writes: group commit, checkpoints, and the end after a failure.
+
+Jobs wait in a queue. The thread takes all that are there, does them one after the other, commits once, and reports the
+results of all with one call of the event loop. While it waits for the disk the next jobs gather; so the more is asked
+of it, the less each commit costs, and nobody waits for a timer.
+
+A job is a function that is given the ledger. One that raises something that is no failure of the database spoils the
+batch: the batch is rolled back and each job done again alone, so that only the bad one fails.
+
+A failed write is final (server 17.3): the batch is answered with `StoreFailedError`, and so is everything after it.
+That goes for every error of the database, also for one that is no error of the disk: if another process holds the
+write lock or has damaged a constraint, somebody else writes to this store, and the states in memory may be wrong.
+
+The write-ahead log is carried over into the database (a "checkpoint") between two batches, when it has become long, or
+earlier when nothing waits. This thread does it and no other: versions of SQLite before 3.51.3 can damage a database if
+one connection starts a checkpoint at the instant in which another one writes (sqlite.org/wal.html, "WAL-reset bug").
+The log is not truncated but written over and over, which saves the file system the work of growing it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, TypeAlias, TypeVar, cast
+
+import anyio
+import anyio.lowlevel
+
+from .errors import StoreFailedError
+from .sqlite_ledger import Ledger
+from .sqlite_records import Change
+
+logger: logging.Logger = logging.getLogger("durable_streams.server.store")
+
+T = TypeVar("T")
+Wake: TypeAlias = Callable[[Callable[[], None]], object]
+
+# Largest batch.
+_BATCH_JOBS = 1024
+_BATCH_BYTES = 8 << 20
+# Length of the log, in pages, at which it is carried over when nothing waits, and at which it is in any case.
+_IDLE_PAGES = 1000
+_MOST_PAGES = 4000
+# After so many idle seconds it is carried over however short it is, for backups and a quick start.
+_IDLE_SECONDS = 2.0
+
+
+class Job(Generic[T]):
+    """Something for the writer to do, and what came of it.
+
+    Attributes:
+        call: What to do.
+        size: How many bytes it is about to write.
+        result: What `call` returned.
+        error: Or what it raised.
+    """
+
+    __slots__ = ("_done", "call", "error", "result", "size")
+
+    def __init__(self, call: Callable[[Ledger], T], size: int) -> None:
+        self.call = call
+        self.size = size
+        self.result: T | None = None
+        self.error: BaseException | None = None
+        self._done = anyio.Event()
+
+    async def wait(self) -> T:
+        """Wait for the commit, and return the result."""
+        await self._done.wait()
+        if self.error is not None:
+            raise self.error
+        return cast("T", self.result)
+
+    def finish(self) -> None:
+        """Wake who waits; on the event loop's thread."""
+        self._done.set()
+
+
+@dataclass(frozen=True, slots=True)
+class WriterStatistics:
+    """What a writer has done since the store was opened.
+
+    Attributes:
+        jobs: How many requests and pieces of upkeep were done.
+        commits: In how many transactions.
+        commit_seconds: How long these took, the disk included, in seconds.
+        appended_bytes: How many bytes they added to streams.
+        checkpoints: How often the write-ahead log was carried over.
+        checkpoint_seconds: How long that took, in seconds.
+    """
+
+    jobs: int
+    commits: int
+    commit_seconds: float
+    appended_bytes: int
+    checkpoints: int
+    checkpoint_seconds: float
+
+
+class Writer:
+    """The thread that owns the connection for writing. Made on the event loop, whose thread it reports to.
+
+    Args:
+        path: The database, for messages.
+        connection: To the database. It is closed when the thread ends.
+        ledger: What jobs work with.
+        publish: Called on the event loop with what a commit changed.
+        on_failure: Called on the event loop when the store has failed.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        connection: sqlite3.Connection,
+        ledger: Ledger,
+        publish: Callable[[list[Change]], None],
+        on_failure: Callable[[], None],
+    ) -> None:
+        self._path = path
+        self._connection = connection
+        self._ledger = ledger
+        self._publish = publish
+        self._on_failure = on_failure
+        self._wake = waker()
+        self._queue: SimpleQueue[Job[Any] | None] = SimpleQueue()
+        self._failure: BaseException | None = None
+        self._jobs = 0
+        self._commit_seconds = 0.0
+        self._checkpoints = 0
+        self._checkpoint_seconds = 0.0
+        self._thread = threading.Thread(target=self._run, name=f"durable-streams writer {path}", daemon=True)
+        self._thread.start()
+
+    @property
+    def failure(self) -> StoreFailedError | None:
+        """Why the writer has stopped by itself, in an object of your own; None if it has not."""
+        if self._failure is None:
+            return None
+        error = StoreFailedError(f"{self._path}: the store has stopped because writing failed: {self._failure}")
+        error.__cause__ = self._failure
+        return error
+
+    def statistics(self) -> WriterStatistics:
+        """What was done so far."""
+        return WriterStatistics(
+            self._jobs,
+            self._ledger.commits,
+            self._commit_seconds,
+            self._ledger.appended_bytes,
+            self._checkpoints,
+            self._checkpoint_seconds,
+        )
+
+    async def submit(self, call: Callable[[Ledger], T], size: int = 0) -> T:
+        """Have something done, and return its result when it is durable.
+
+        Cancelling the wait does not cancel what was asked for.
+
+        Raises:
+            StoreFailedError: if it could not be made durable; nobody knows whether it is.
+        """
+        failure = self.failure
+        if failure is not None:
+            raise failure
+        job = Job(call, size)
+        self._queue.put(job)
+        return await job.wait()
+
+    def stop(self) -> None:
+        """Do what is in the queue and end. Waits for that; call it from a worker thread."""
+        self._queue.put(None)
+        self._thread.join()
+
+    # --- in the thread
+
+    def _run(self) -> None:
+        while (jobs := self._take()) is not None:
+            try:
+                if self._failure is not None:
+                    self._report(jobs, [])
+                    continue
+                if jobs:
+                    self._do(jobs)
+                self._carry_over(idle=not jobs)
+            except Exception as error:  # a mistake of ours, and nobody may wait for ever because of it
+                self._fail(error, jobs)
+        if self._failure is None:
+            self._checkpoint("TRUNCATE")
+        try:
+            self._connection.close()
+        except sqlite3.Error as error:
+            logger.warning("closing failed path=%s: %s", self._path, error)
+
+    def _take(self) -> list[Job[Any]] | None:
+        """The next batch; empty if nothing came for a while, None at the end."""
+        try:
+            job = self._queue.get(timeout=_IDLE_SECONDS if self._ledger.pages else None)
+        except Empty:
+            return []
+        jobs: list[Job[Any]] = []
+        size = 0
+        while job is not None:
+            jobs.append(job)
+            size += job.size
+            if len(jobs) == _BATCH_JOBS or size >= _BATCH_BYTES:
+                return jobs
+            try:
+                job = self._queue.get_nowait()
+            except Empty:
+                return jobs
+        if not jobs:
+            return None
+        self._queue.put(None)  # what came before the end is done first
+        return jobs
+
+    def _do(self, jobs: list[Job[Any]]) -> None:
+        started = time.perf_counter()
+        try:
+            for job in jobs:
+                job.result = job.call(self._ledger)
+            changes = self._ledger.commit()
+        except Exception as error:
+            if _is_failure(error):
+                self._fail(error, jobs)
+                return
+            try:
+                self._ledger.rollback()
+            except sqlite3.Error as worse:
+                self._fail(worse, jobs)
+                return
+            if len(jobs) > 1:
+                for job in jobs:
+                    if self._failure is None:
+                        self._do([job])
+                    else:
+                        self._report([job], [])
+                return
+            jobs[0].error = error
+            changes = []
+        self._jobs += len(jobs)
+        self._commit_seconds += time.perf_counter() - started
+        self._report(jobs, changes)
+
+    def _report(self, jobs: list[Job[Any]], changes: list[Change]) -> None:
+        if self._failure is not None:
+            for job in jobs:
+                job.error = self.failure
+
+        def report() -> None:
+            if changes:
+                self._publish(changes)
+            for job in jobs:
+                job.finish()
+
+        self._call_loop(report)
+
+    def _fail(self, error: BaseException, jobs: list[Job[Any]]) -> None:
+        logger.critical("store stopped path=%s", self._path, exc_info=error)
+        self._failure = error
+        self._ledger.pages = 0
+        self._call_loop(self._on_failure)
+        self._report(jobs, [])
+
+    def _call_loop(self, call: Callable[[], None]) -> None:
+        try:
+            self._wake(call)
+        except RuntimeError as error:  # trio's RunFinishedError is one, too
+            logger.warning("nobody hears of a commit, the event loop has ended path=%s: %s", self._path, error)
+
+    def _carry_over(self, *, idle: bool) -> None:
+        if self._failure is not None:
+            return
+        pages = self._ledger.pages
+        if pages >= _MOST_PAGES or (pages and idle) or (pages >= _IDLE_PAGES and self._queue.empty()):
+            self._checkpoint("PASSIVE")
+
+    def _checkpoint(self, mode: str) -> None:
+        self._ledger.pages = 0
+        started = time.perf_counter()
+        try:
+            self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+        except sqlite3.Error as error:
+            self._fail(error, [])
+            return
+        self._checkpoints += 1
+        self._checkpoint_seconds += time.perf_counter() - started
+
+
+def waker() -> Wake:
+    """What has a function called on the running event loop, from any thread and without waiting for it."""
+    loop: Any = anyio.lowlevel.current_token().native_token
+    wake: Wake = loop.call_soon_threadsafe if hasattr(loop, "call_soon_threadsafe") else loop.run_sync_soon
+    return wake
+
+
+def _is_failure(error: Exception) -> bool:
+    """Whether an error concerns the database, and not only the job that met it."""
+    if isinstance(error, sqlite3.DataError | sqlite3.ProgrammingError):
+        return False
+    return isinstance(error, sqlite3.DatabaseError | MemoryError | OSError)
