@@ -68,7 +68,7 @@ def cli_page() -> str:
         "Errors are one line on standard error, with the next step.",
         _table(inspect.cleandoc(failures.__doc__ or "")),
         "## Completion",
-        "Your shell completes commands and options once it has read this (`zsh_source` and `fish_source` for the others):",
+        "Your shell completes commands and options once it has read this (`zsh_source`, `fish_source` for others):",
         f'```sh\neval "$(_{NAME.upper().replace("-", "_")}_COMPLETE=bash_source {NAME})"\n```',
     ]
     return "\n\n".join(parts) + "\n"
@@ -116,14 +116,14 @@ def api_page() -> str:
 def _chapters(module: ModuleType) -> Iterator[tuple[str, list[str]]]:
     """The comments above the imports of a module, and the names imported below each."""
     title, names = "", list[str]()
-    for line in inspect.getsource(module).splitlines():
+    for line in map(str.strip, inspect.getsource(module).splitlines()):
         if line.startswith("# ") and not line.endswith("."):
             if names:
                 yield title, names
             title, names = line.removeprefix("# ").partition(":")[0], []
         elif found := re.match(r"from \.[\w.]* import \w+ as (\w+)", line):
             names.append(found.group(1))
-        elif line.startswith("__all__"):
+        elif line.startswith("__all__") or line == "else:":
             break
     if names:
         yield title, names
