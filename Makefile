@@ -35,7 +35,7 @@ demo: $(STAMP)
 	@$(VENV)/bin/durable-streams demo
 
 test: $(STAMP)
-	@$(PY) -X dev -m pytest -m 'not interop' $(ARGS)
+	@$(PY) -X dev -m pytest -m 'not interop' --dist worksteal --tx '3*popen//execmodel=main_thread_only//python=$(PY) -X dev' $(ARGS)
 
 interop: $(STAMP)
 	@$(PY) -m tests.interop.node

@@ -1,5 +1,6 @@
 """Facts about the project: what ships, what is public, what a user without an extra is told."""
 
+import ast
 import importlib
 import inspect
 import json
@@ -236,3 +237,21 @@ def test_the_wheel_has_the_package_and_its_types(tmp_path: Path) -> None:
     assert sources <= names
     assert "durable_streams/py.typed" in names
     assert {name.partition("/")[0] for name in names} == {"durable_streams", wheel.name.split("-py3")[0] + ".dist-info"}
+
+
+def test_the_lazy_names_are_those_that_type_checkers_see() -> None:
+    source = Path(durable_streams.__file__).read_text()
+    (block,) = (node for node in ast.parse(source).body if isinstance(node, ast.If))
+    seen = {
+        (f".{node.module}", name.asname)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for name in node.names
+    }
+
+    assert {(home, name) for name, home in durable_streams._HOMES.items()} == seen
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        durable_streams.nonsense  # noqa: B018 - looking is the test
