@@ -224,7 +224,8 @@ class Driver(Generic[T]):
         self.session.on_recover(retry)
 
     def _name(self, error: Exception) -> None:
-        if isinstance(error, DurableStreamError) and error.url is None:
+        """Transports know the URL of the request; what the user knows is the stream's."""
+        if isinstance(error, DurableStreamError):
             error.url = self.context.url.display
 
     def _report_notices(self) -> None:

@@ -53,10 +53,11 @@ def offset(value: Any, *, name: str = "offset") -> str:
         raise TypeError(f"{name} must be a str, a Checkpoint or None, got {type(value).__name__} {value!r}")
     if not value:
         raise InvalidArgumentError(f'{name} must not be empty: leave it out, or use "-1", to read from the start')
+    if value.startswith('{"'):
+        raise InvalidArgumentError(f"{name}: a dumped checkpoint goes through Checkpoint.loads, got {value[:100]!r}")
     for character in value:
         if character <= " " or character == "\x7f" or character in ",&=?/":
-            hint = "; a dumped checkpoint goes through Checkpoint.loads" if value.startswith("{") else ""
-            raise InvalidArgumentError(f"{name} must not contain {character!r}, got {value[:100]!r}{hint}")
+            raise InvalidArgumentError(f"{name} must not contain {character!r}, got {value[:100]!r}")
     return value
 
 
