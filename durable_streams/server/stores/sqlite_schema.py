@@ -24,6 +24,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal, TypeAlias
 
 from .errors import StoreError, StoreFormatError
@@ -102,9 +103,13 @@ def connect_writer(path: str, durability: Durability, check: Check) -> sqlite3.C
         needed = ".".join(map(str, MIN_SQLITE))
         raise StoreError(f"{path}: SQLite {needed} or later is needed, Python has {sqlite3.sqlite_version}")
     try:
+        # There are secrets in it. SQLite gives the files that it makes beside the database the same permissions.
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         connection = _connect(path)
-    except sqlite3.Error as error:
-        raise StoreError(f"{path}: cannot be opened: {error}") from error
+    except (OSError, sqlite3.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StoreError(f"{path}: cannot be opened: {reason}") from error
     try:
         _prepare(connection, path)
         _check(connection, path, check)
@@ -151,9 +156,9 @@ def note_opening(connection: sqlite3.Connection, now: float) -> float:
     return floor
 
 
-def _connect(path: str) -> sqlite3.Connection:
+def _connect(path: str, **options: Any) -> sqlite3.Connection:
     return sqlite3.connect(
-        path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
+        path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256, **options
     )
 
 
