@@ -4,6 +4,9 @@
 decision - no open batch, a full one, a full buffer, a closed or failed producer, an unusual argument - is folded into
 one number, `_room`: the bytes that may still be added to the open batch without asking anything. Where a decision is
 due, `_room` is too small and `_add_slowly` makes it.
+
+Sizes count framing (a JSON message costs one byte more, a JSON batch another one); what is said to the caller about
+the buffer is payload alone.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any, Protocol
 
 from ..errors import BufferFullError, InvalidArgumentError
 from . import json_mode, validate
+from .fresh import fresh
 
 #: Said by `Batcher.add_many`: the iterator has ended.
 EXHAUSTED = object()
@@ -59,15 +63,33 @@ class Batch:
         promise: Shared by the messages.
         stamp: (epoch, seq), bound at dispatch.
         opened: When the first poll saw it open.
+
+    Of its delivery, kept by the producer session:
+
+    Attributes:
+        in_flight: A request is under way.
+        due: When it may be sent again.
+        first_sent: When it was dispatched, or the user asked for a fresh start.
+        failures: Failed tries in a row.
+        spared: One failure of a reused connection has been forgiven.
+        ambiguous: A try under the present stamp may have been stored.
+        ambiguous_before: One under an older epoch's stamp may have been.
+        asked: How often in a row the user was asked about its error.
+        asking: The user is being asked.
+        behind: At its last try, the highest number before it that was unresolved; -1 if it was the first.
+        waits_for: It met a gap that begins with this number, and waits for ours in it.
+        gaps: Gaps that none of ours could fill.
     """
 
     __slots__ = (
         "ambiguous",
+        "ambiguous_before",
         "asked",
+        "asking",
+        "behind",
         "body",
         "due",
         "failures",
-        "first_in_line",
         "first_sent",
         "gaps",
         "in_flight",
@@ -89,28 +111,29 @@ class Batch:
         self.opened: float | None = None
         self.stamp: tuple[int, int] | None = None
         self.body: bytes | None = None
-        # State of its delivery; kept by the producer session.
         self.in_flight = False
         self.due = 0.0
         self.first_sent: float | None = None
         self.failures = 0
-        self.ambiguous = False
         self.spared = False
-        self.gaps = 0
-        self.first_in_line = False
+        self.ambiguous = False
+        self.ambiguous_before = False
         self.asked = 0
+        self.asking = False
+        self.behind = -1
         self.waits_for: int | None = None
+        self.gaps = 0
+
+    @property
+    def maybe_stored(self) -> bool:
+        """Whether it may be on the server although no answer said so."""
+        return self.in_flight or self.ambiguous or self.ambiguous_before
 
     def framed(self, *, json: bool) -> bytes:
         """The request's body; made once, so that every try sends the same bytes."""
         if self.body is None:
             self.body = json_mode.frame(self.items) if json else b"".join(self.items)
         return self.body
-
-    @property
-    def payload(self) -> int:
-        """Bytes of the messages, without framing."""
-        return sum(map(len, self.items))
 
 
 class Batcher:
@@ -151,7 +174,7 @@ class Batcher:
         self._batch_overhead = 1 if json else 0
         #: A first byte above this needs no second look: in JSON mode white space may make a blank message.
         self._floor = 32 if json else -1
-        self._settled_bytes = 0  # Payload and framing of batches that are sealed and not released.
+        self._settled_bytes = 0  # Messages with their framing, of batches that are sealed and not released.
         self._settled_items = 0
         self._append: Callable[[bytes], None] = list[bytes]().append
         self._promise: Any = None
@@ -181,7 +204,7 @@ class Batcher:
         return self._add_slowly(body)
 
     def add_many(self, bodies: Iterator[Any]) -> Any:
-        """Put messages into batches, up to the end of the iterator or of a batch, or until the buffer is full.
+        """Put messages into batches, up to the end of the iterator, a new batch, or until the buffer is full.
 
         Returns:
             `EXHAUSTED`, None if there may be more (call again), or the message that did not fit.
@@ -189,36 +212,35 @@ class Batcher:
         Raises:
             As `add`; the messages before the offending one are in.
         """
-        room, append, overhead, floor = self._room, self._append, self._item_overhead, self._floor
-        try:
-            for body in bodies:
-                if type(body) is bytes and body and body[0] > floor and (size := len(body) + overhead) <= room:
-                    room -= size
-                    append(body)
-                else:
-                    break
-            else:
-                return EXHAUSTED
-        finally:
-            if self.open is not None:
-                self._room = room
-        body = validate.body(body, name="a message")
-        try:
-            self._add_slowly(body)
-        except BufferFullError:
-            return body
-        return None
+        overhead, floor, number = self._item_overhead, self._floor, self.last_number
+        for body in bodies:
+            # The same as `add`, without the call. The iterator may use the producer too: nothing is kept in locals.
+            if type(body) is bytes and (size := len(body) + overhead) <= self._room and body and body[0] > floor:
+                self._room -= size
+                self._append(body)
+                continue
+            body = validate.body(body, name="a message")
+            try:
+                self._add_slowly(body)
+            except BufferFullError:
+                return body
+            if self.last_number != number:
+                return None
+        return EXHAUSTED
 
     def _add_slowly(self, body: Any) -> Any:
         body = validate.body(body)
         if self.refusal is not None:
-            raise self.refusal
+            raise fresh(self.refusal)
         if self.json:
             json_mode.check_item(body)
         elif not body:
             raise InvalidArgumentError("body must not be empty")
         size = len(body) + self._item_overhead
-        self._settle_room()
+        if size <= self._room:  # Nothing but its type, or a white space at its start, needed a second look.
+            self._room -= size
+            self._append(body)
+            return self._promise
         if self._reserved or not self.has_room(len(body)):
             raise BufferFullError(
                 f"the buffer is full: {self.buffered_bytes} of {self.max_buffered_bytes} bytes and "
@@ -241,10 +263,11 @@ class Batcher:
         batch.items.append(body)
         batch.size += size
         self._grant(batch)
-        promise = batch.promise
-        if self.max_batch_items is not None and len(batch.items) >= self.max_batch_items:
+        # Full: no message is small enough to come in.
+        full = batch.size + self._item_overhead >= self.max_batch_bytes
+        if full or (self.max_batch_items is not None and len(batch.items) >= self.max_batch_items):
             self.seal()
-        return promise
+        return batch.promise
 
     @property
     def last_promise(self) -> Any:
@@ -296,9 +319,10 @@ class Batcher:
 
     @property
     def buffered_bytes(self) -> int:
-        """Bytes that are kept: sealed and not released, and the open batch."""
+        """Payload that is kept: of the batches that are sealed and not released, and of the open one."""
         self._settle_room()
-        return self._settled_bytes + (self.open.size - self._batch_overhead if self.open else 0)
+        framed = self._settled_bytes + (self.open.size - self._batch_overhead if self.open else 0)
+        return framed - self._item_overhead * self.buffered_messages
 
     @property
     def buffered_messages(self) -> int:

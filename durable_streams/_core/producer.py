@@ -28,15 +28,14 @@ as being fenced, because the batch would be lost otherwise.
 Failure is final (*fail-stop*): after a batch that cannot be sent, any later one would be a gap. The session keeps what
 was not acknowledged; `restart(resend=True)` puts it back into the queue under a new epoch.
 
-    answer                          the batch                                   the session
-    ------------------------------  ------------------------------------------  ------------------------------
-    200, 204                        acknowledged                                opens the gate
-    403 + Producer-Epoch            parked, if claiming is allowed; else fails  claims / fails
-    409 + Stream-Closed             fails                                       fails
-    409 + expected < ours           waits for ours between, then is sent again  fails if none was, twice
-    409 + expected >= ours          fails                                       fails
-    429, 5xx, no answer             sent again after a pause                    fails at `delivery_timeout`
-    anything else                   the user is asked (401, 404, ...) or fails  fails unless the user recovers
+    meaning of the answer     the batch                                       the session
+    ------------------------  ----------------------------------------------  ------------------------------
+    `STORED`                  acknowledged                                    opens the gate
+    `STALE`                   parked, if claiming is allowed; else fails      claims / fails
+    `GAP`                     waits for ours in the gap, then is sent again   fails if ours do not fill it
+    `REFUSED`                 fails                                           fails
+    `AGAIN`, no answer        sent again after a pause                        fails at `delivery_timeout`
+    `ASK`                     the user is asked                               fails unless the user recovers
 
 The rules are those of the client specification, section 12.
 """
@@ -44,162 +43,42 @@ The rules are those of the client specification, section 12.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
 
 from ..errors import (
     AlreadyClosedError,
-    ConflictError,
     DurableStreamError,
+    InvalidArgumentError,
     NetworkError,
     SequenceGapError,
     StaleEpochError,
-    StreamClosedError,
 )
 from . import wire
-from .backoff import BackoffOptions, may_repeat
 from .batcher import Ack, Batch, Batcher, Promise
-from .exchange import Failure, Head, Kind, Request
-from .status_errors import Subject, status_error
+from .exchange import Failure, Head
+from .fresh import fresh
+from .producer_answers import STORED_STATUSES, Meaning, pause_before_retry, read_answer
+from .producer_values import (
+    Acked,
+    Asked,
+    Claimed,
+    CloseFailed,
+    Done,
+    Failed,
+    Outcome,
+    ProducerOptions,
+    Retried,
+    Send,
+    State,
+    StreamEnded,
+    Wait,
+)
 
 #: Claims in a row, without an acknowledgement between them, before two live writers are assumed to be duelling.
 MAX_CLAIMS = 5
-#: Ceiling of the pause before a repeated claim, in seconds.
+#: Ceiling of the pause before the second claim in a row, in seconds; the n-th waits up to n - 1 times as long.
 CLAIM_PAUSE = 0.25
-
-
-class State(Enum):
-    """What the producer accepts."""
-
-    OPEN = "open"
-    DETACHING = "detaching"  # nothing new; what is there is still sent
-    CLOSING = "closing"  # likewise, and then the stream is closed
-    CLOSED = "closed"  # the stream is closed, by us
-    FAILED = "failed"
-    ABORTED = "aborted"
-
-
-@dataclass(frozen=True, slots=True)
-class ProducerOptions:
-    """What a producer is asked to do; checked by the caller.
-
-    Attributes:
-        url: The stream's URL, fit to be shown in errors.
-        producer_id: Name of the logical writer.
-        content_type: The stream's content type.
-        epoch: First epoch.
-        next_seq: First sequence number.
-        auto_claim: Take over from a newer epoch instead of failing.
-        max_batch_bytes: Largest body, in bytes.
-        max_batch_items: Most messages in a batch, or None.
-        linger: Seconds that an open batch waits for more messages.
-        max_in_flight: Batches dispatched and unresolved at a time.
-        max_buffered_bytes: Most payload kept, in flight included.
-        max_buffered_messages: Most messages kept, or None.
-        retry: Pauses between tries; its `max_elapsed` is not used.
-        delivery_timeout: Seconds from a batch's first dispatch after which it fails.
-    """
-
-    url: str
-    producer_id: str
-    content_type: str
-    epoch: int = 0
-    next_seq: int = 0
-    auto_claim: bool = False
-    max_batch_bytes: int = 1 << 20
-    max_batch_items: int | None = None
-    linger: float = 0.005
-    max_in_flight: int = 5
-    max_buffered_bytes: int = 64 << 20
-    max_buffered_messages: int | None = None
-    retry: BackoffOptions = field(
-        default_factory=lambda: BackoffOptions(initial_delay=0.1, max_delay=30.0, multiplier=2.0, max_elapsed=None)
-    )
-    delivery_timeout: float = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send this request for this batch, and report."""
-
-    batch: Batch
-    request: Request
-    stamp: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Nothing to do before this time; None: before something is reported or added."""
-
-    until: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """Nothing will ever be to do again, unless the session is restarted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Acked:
-    """A batch is stored."""
-
-    batch: Batch
-    ack: Ack
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A batch failed for good."""
-
-    batch: Batch
-    error: Exception
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """The producer was taken over under a new epoch; so many batches are sent again in it."""
-
-    old: int
-    new: int
-    resent: int
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """The user may know a way: report with `on_recover`."""
-
-    send: Send
-    error: Exception
-
-
-@dataclass(frozen=True, slots=True)
-class Retried:
-    """A batch will be sent again."""
-
-    batch: Batch
-    attempt: int
-    delay: float
-    error: Exception
-
-
-@dataclass(frozen=True, slots=True)
-class StreamEnded:
-    """The stream is closed by our own request."""
-
-    head: Head
-    ack: Ack
-
-
-@dataclass(frozen=True, slots=True)
-class CloseFailed:
-    """Closing failed; its number was not used, and it may be tried again."""
-
-    error: Exception
-
-
-Outcome = Acked | Failed | Claimed | Asked | Retried | StreamEnded | CloseFailed
 
 
 class ProducerSession:
@@ -211,9 +90,11 @@ class ProducerSession:
         failure: Why it failed, in `State.FAILED`.
         epoch: Current epoch.
         next_seq: Number of the next batch.
-        settled: All batches up to this number are resolved.
-        last_offset: Offset after the highest acknowledged batch.
-        needs_poll: (of `batcher`) set when something changed that a poll has to see.
+        last_offset: Offset after the highest acknowledged batch whose answer had one.
+        stops: How often it has failed or was aborted; those who wait for a batch see by it that it is over.
+        stopped_by: With what error it did so last.
+
+    `batcher.needs_poll` is set when something has changed that a poll has to see.
     """
 
     def __init__(self, options: ProducerOptions, make_promise: Callable[[], Promise]) -> None:
@@ -235,9 +116,12 @@ class ProducerSession:
         self.gap_retries = 0
         self.retries = 0
         self.claims = 0
+        self.stops = 0
+        self.stopped_by: Exception | None = None
         self._last_acked: tuple[int, int] = (-1, -1)
-        self._unresolved: OrderedDict[int, Batch] = OrderedDict()  # dispatched, by number
-        self._gate = self._new_to_server()
+        self._offset_of: tuple[int, int] = (-1, -1)
+        self._unresolved: dict[int, Batch] = {}  # dispatched, by number
+        self._gate = options.auto_claim or options.epoch > 0
         self._claiming: int | None = None
         self._claims_in_row = 0
         self._claim_due = 0.0
@@ -246,6 +130,7 @@ class ProducerSession:
         self._flush_to = 0
         self._pause_after = math.inf
         self._closing: Batch | None = None
+        self._close_tried: list[bytes] | None = None  # the final message, if any, of a try that may have been applied
         self._undelivered: deque[Batch] = deque()
 
     # -- Facts ---------------------------------------------------------------------------------------------
@@ -254,6 +139,18 @@ class ProducerSession:
     def in_flight(self) -> int:
         """Requests under way."""
         return self._in_flight
+
+    @property
+    def dispatched(self) -> int:
+        """Batches that have been sent and are not resolved, whether or not a request is under way."""
+        return len(self._unresolved)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing will ever be to do again, unless the session is restarted or closed."""
+        if self.state in (State.FAILED, State.ABORTED, State.CLOSED):
+            return True
+        return self.state is not State.OPEN and self._closing is None and self.settled == self.batcher.last_number
 
     @property
     def settled(self) -> int:
@@ -279,12 +176,7 @@ class ProducerSession:
         batches = [*self._undelivered, *self._unresolved.values(), *self.batcher.sealed]
         if self.batcher.open is not None:
             batches.append(self.batcher.open)
-        if self._closing is not None:
-            batches.append(self._closing)
         return [item for batch in batches for item in batch.items]
-
-    def _new_to_server(self) -> bool:
-        return self.options.auto_claim or self.epoch > 0
 
     # -- What to do ----------------------------------------------------------------------------------------
 
@@ -298,7 +190,7 @@ class ProducerSession:
             return Wait(None)
         until = math.inf
         for batch in self._unresolved.values():
-            if not batch.in_flight and batch.asked <= 0 and not self._must_wait(batch):
+            if not batch.in_flight and not batch.asking and not self._must_wait(batch):
                 if batch.due <= now:
                     return self._send(batch, now)
                 until = min(until, batch.due)
@@ -310,9 +202,9 @@ class ProducerSession:
                 return self._send(due, now)
             until = min(until, due)
         if self.settled == self.batcher.last_number:
-            if self._closing is not None:
+            if self._closing is not None and math.isinf(self._pause_after):
                 return self._send_close(now)
-            if self.state is not State.OPEN:
+            if self.done:
                 return Done()
         self._saturated = False
         return Wait(None if math.isinf(until) else until)
@@ -354,98 +246,71 @@ class ProducerSession:
     def _send(self, batch: Batch, now: float) -> Send:
         assert batch.stamp is not None
         self._begin(batch, now)
-        self.batcher.needs_poll = True  # Another lane may find something to do as well.
-        return Send(batch, self._request(batch.framed(json=self.batcher.json), batch.stamp), batch.stamp)
+        batcher = self.batcher
+        if batcher.sealed or batcher.open is not None or len(self._unresolved) > self._in_flight:
+            batcher.needs_poll = True  # Another lane has something to do as well, or to wait for.
+        return Send(batch, self.options.request(batch.framed(json=batcher.json), batch.stamp), batch.stamp)
 
     def _send_close(self, now: float) -> Send | Wait:
         batch = self._closing
         assert batch is not None
-        if batch.in_flight or batch.asked > 0:
+        if batch.in_flight or batch.asking:
             return Wait(None)
         if batch.due > now:
             return Wait(batch.due)
         batch.stamp = (self.epoch, self.next_seq)
         self._begin(batch, now)
         body = batch.framed(json=self.batcher.json) if batch.items else b""
-        return Send(batch, self._request(body, batch.stamp, closes=True), batch.stamp)
+        return Send(batch, self.options.request(body, batch.stamp, closes=True), batch.stamp)
 
     def _begin(self, batch: Batch, now: float) -> None:
         if batch.first_sent is None:
             batch.first_sent = now
         batch.in_flight = True
-        batch.first_in_line = batch is self._closing or next(iter(self._unresolved)) == batch.number
+        batch.behind = -1
+        for other in self._unresolved.values():
+            if other is batch:
+                break
+            assert other.stamp is not None
+            batch.behind = other.stamp[1]
         self._in_flight += 1
         if self._in_flight >= self.options.max_in_flight:
             self._saturated = True
-
-    def _request(self, body: bytes, stamp: tuple[int, int], *, closes: bool = False) -> Request:
-        headers = {
-            wire.PRODUCER_ID: self.options.producer_id,
-            wire.PRODUCER_EPOCH: str(stamp[0]),
-            wire.PRODUCER_SEQ: str(stamp[1]),
-        }
-        if body or not closes:
-            headers[wire.CONTENT_TYPE] = self.options.content_type
-        if closes:
-            headers[wire.CLOSED] = "true"
-        return Request("POST", Kind.PRODUCER, headers=headers, body=body)
 
     # -- What happened -------------------------------------------------------------------------------------
 
     def on_reply(self, send: Send, head: Head, body: bytes, now: float, draw: float) -> list[Outcome]:
         """The answer to a `Send` is there."""
         if not self._returned(send):
-            if head.status in (200, 204) and send.batch in self._undelivered:
+            stored = head.status in STORED_STATUSES and (head.status != 204 or send.batch.ambiguous)
+            if stored and send.batch in self._undelivered:
                 # Too late for their promises; but this one and those before it must not be sent again.
                 self._undelivered = deque(batch for batch in self._undelivered if batch.number > send.batch.number)
             return self._claimed(now)
-        if self._belongs_to_another(send, head):
-            error = ConflictError(
-                f"append {self.options.url}: the server took number {send.stamp[1]} of epoch {send.stamp[0]} for a "
-                f"repetition, but it was new: another writer has used the id {self.options.producer_id!r} in it",
-                status=head.status,
-                url=self.options.url,
-                headers=dict(head.headers),
-            )
-            if self.options.auto_claim:
-                outcomes = self._fenced(send, error, send.stamp[0], now, draw)
-            else:
-                outcomes = self._fail(send.batch, error)
-        elif head.status in (200, 204):
+        answer = read_answer(self.options, send, head, body, first_of_epoch=self._gate)
+        if answer.error is None:
             outcomes = self._acknowledged(send, head)
         elif self._confirmed(send.stamp):
             outcomes = [self._settle(send.batch)]
         else:
-            subject = Subject("append", self.options.url, size=len(send.request.body))
-            outcomes = self._refused(send, status_error(subject, head, body), now, draw)
+            outcomes = self._refused(send, answer.meaning, answer.error, now, draw)
         return outcomes + self._claimed(now)
 
-    def _belongs_to_another(self, send: Send, head: Head) -> bool:
-        """Whether a "duplicate" cannot be a repetition of ours, so that taking it for one would lose the batch.
-
-        Two cases are told: a closing request that did not close; and the first batch of an epoch that we may claim,
-        if no earlier try of it can have been stored, or the server has accepted numbers we have not sent yet. Then
-        another writer - or we ourselves, before a restart - used the epoch.
-        """
-        if head.status != 204:
-            return False
-        highest = wire.parse_integer(head.headers.get(wire.PRODUCER_SEQ))
-        beyond = highest is not None and highest > send.stamp[1]
-        if send.batch is self._closing:
-            return beyond or not wire.is_true(head.headers.get(wire.CLOSED))
-        return self.options.auto_claim and self._gate and (beyond or not send.batch.ambiguous)
-
-    def _refused(self, send: Send, error: DurableStreamError, now: float, draw: float) -> list[Outcome]:
-        headers = error.headers or {}
-        if error.status == 403 and (current := wire.parse_integer(headers.get(wire.PRODUCER_EPOCH))) is not None:
-            return self._fenced(send, error, current, now, draw)
-        if error.status == 409:
-            return self._conflict(send, error, now)
-        if may_repeat(error, Kind.PRODUCER):
-            # A gateway's answer can hide that the server did store it, and a 500 can follow on storing.
-            send.batch.ambiguous = True
-            return self._try_again(send, error, now, draw)
-        return [self._ask(send, error)]
+    def _refused(
+        self, send: Send, meaning: Meaning, error: DurableStreamError, now: float, draw: float
+    ) -> list[Outcome]:
+        match meaning, error:
+            case Meaning.STALE, StaleEpochError():
+                return self._fenced(send, error, now, draw)
+            case Meaning.GAP, SequenceGapError():
+                return self._overtaken(send, error, now)
+            case Meaning.AGAIN, _:
+                # A gateway's answer can hide that the server did store it, and a 500 can follow on storing.
+                send.batch.ambiguous = send.batch.ambiguous or error.status != 429
+                return self._try_again(send, error, now, draw)
+            case Meaning.ASK, _:
+                return [self._ask(send, error)]
+        return self._fail(send.batch, error)
 
     def on_failure(self, send: Send, failure: Failure, now: float, draw: float) -> list[Outcome]:
         """The exchange of a `Send` broke, or a callable of the user raised."""
@@ -461,13 +326,14 @@ class ProducerSession:
             outcomes = [self._ask(send, failure.error)]
         return outcomes + self._claimed(now)
 
-    def on_recover(self, send: Send, error: Exception, retry: bool, now: float) -> list[Outcome]:
-        """The user's `on_error` decided about the error of an `Asked`."""
+    def on_recover(self, send: Send, error: Exception, retry: bool, now: float, *, asked: bool = True) -> list[Outcome]:
+        """It is decided about the error of an `Asked`: by the user's `on_error`, unless `asked` is False."""
         batch = send.batch
-        batch.asked = -batch.asked  # Keeps the count for the next time; negative: not being asked about.
+        batch.asking = False
+        batch.asked -= not asked
         self.batcher.needs_poll = True
-        if self.state in (State.FAILED, State.ABORTED):
-            return []
+        if not self._awaited(batch):
+            return []  # Everything failed meanwhile, or a later batch's acknowledgement has shown that it is stored.
         if retry:
             batch.due, batch.failures, batch.first_sent = now, 0, None
             return []
@@ -481,16 +347,19 @@ class ProducerSession:
         if batch.stamp != send.stamp:
             return False
         batch.in_flight = False
-        return batch is self._closing or batch.number in self._unresolved
+        return self._awaited(batch)
+
+    def _awaited(self, batch: Batch) -> bool:
+        return batch is self._closing or self._unresolved.get(batch.number) is batch
 
     def _acknowledged(self, send: Send, head: Head) -> list[Outcome]:
         batch = send.batch
         offset = head.headers.get(wire.NEXT_OFFSET) or None
         epoch, seq = send.stamp
         ack = Ack(offset, head.status == 204 and batch is not self._closing, epoch, seq)
-        if send.stamp > self._last_acked:
-            self._last_acked = send.stamp
-            self.last_offset = offset or self.last_offset
+        self._last_acked = max(self._last_acked, send.stamp)
+        if offset is not None and send.stamp > self._offset_of:
+            self._offset_of, self.last_offset = send.stamp, offset
         self._claims_in_row = 0
         if epoch == self.epoch:
             self._gate = False
@@ -498,7 +367,7 @@ class ProducerSession:
             self._closing = None
             self.next_seq += 1
             self.state = State.CLOSED
-            self.batcher.refuse(AlreadyClosedError("the producer has closed the stream", url=self.options.url))
+            self.batcher.refuse(self._closed_error("has closed the stream"))
             batch.promise.resolve(ack)
             return [StreamEnded(head, ack)]
         self.duplicates += ack.duplicate
@@ -535,51 +404,37 @@ class ProducerSession:
         if isinstance(error, NetworkError) and error.reused and error.phase != "body" and not batch.spared:
             batch.spared = True  # The server closed an idle connection just then: at once, and not counted.
             batch.due = now
-            return [Retried(batch, batch.failures, 0.0, error)]
+            return [Retried(batch, 0, 0.0, error)]
         batch.failures += 1
-        retry = self.options.retry
-        delay = draw * retry.ceiling(batch.failures)
-        if error.retry_after is not None:
-            delay = max(delay, error.retry_after)
-        assert batch.first_sent is not None
-        out_of_time = now + delay > batch.first_sent + self.options.delivery_timeout
-        out_of_tries = retry.max_retries is not None and batch.failures > retry.max_retries
-        if out_of_time or out_of_tries:
-            error.maybe_applied = batch.ambiguous
+        delay = pause_before_retry(self.options, batch, error, now, draw)
+        if delay is None:
+            error.maybe_applied = batch.maybe_stored
             return self._fail(batch, error)
         batch.due = now + delay
         return [Retried(batch, batch.failures, delay, error)]
 
     def _ask(self, send: Send, error: Exception) -> Asked:
         batch = send.batch
-        batch.asked = abs(batch.asked) + 1
+        batch.asked += 1
+        batch.asking = True
         if isinstance(error, DurableStreamError):
             error.attempt = batch.asked
-            error.maybe_applied = batch.ambiguous
+            error.maybe_applied = batch.maybe_stored
         return Asked(send, error)
 
-    # -- The meanings of 403 and 409 -----------------------------------------------------------------------
+    # -- Fences and gaps -----------------------------------------------------------------------------------
 
-    def _fenced(self, send: Send, error: DurableStreamError, current: int, now: float, draw: float) -> list[Outcome]:
-        stale = StaleEpochError(
-            f"append {self.options.url}: producer {self.options.producer_id!r} is at epoch {send.stamp[0]}, but the "
-            f"server knows epoch {current}: another writer took over",
-            current_epoch=current,
-            status=error.status,
-            url=error.url,
-            headers=error.headers,
-            details=error.details,
-            maybe_applied=send.batch.ambiguous,
-        )
-        if not self.options.auto_claim:
-            return self._fail(send.batch, stale)
+    def _fenced(self, send: Send, error: StaleEpochError, now: float, draw: float) -> list[Outcome]:
+        current = max(error.current_epoch, self.epoch)
+        if not self.options.auto_claim or current >= wire.MAX_INTEGER:
+            return self._fail(send.batch, error)
         if self._claiming is None:
             self._claims_in_row += 1
             if self._claims_in_row > MAX_CLAIMS:
-                return self._fail(send.batch, stale)
+                return self._fail(send.batch, error)
             # The first claim is made at once; when it is fenced in turn, two writers are after the same id.
-            self._claim_due = now if self._claims_in_row == 1 else now + draw * CLAIM_PAUSE * self._claims_in_row
-        self._claiming = max(current, self._claiming or 0, self.epoch)
+            self._claim_due = now + draw * CLAIM_PAUSE * (self._claims_in_row - 1)
+        self._claiming = max(current, self._claiming or 0)
         return []
 
     def _claimed(self, now: float) -> list[Outcome]:
@@ -596,79 +451,73 @@ class ProducerSession:
         for batch in parked:
             batch.stamp = (self.epoch, self.next_seq)
             self.next_seq += 1
-            batch.due, batch.waits_for, batch.gaps, batch.ambiguous = due, None, 0, False
-        if self._closing is not None:
-            self._closing.due, self._closing.ambiguous = due, False
+            batch.waits_for, batch.gaps = None, 0
+        for batch in [*parked, *([self._closing] if self._closing is not None else [])]:
+            batch.due = due
+            batch.ambiguous_before = batch.ambiguous_before or batch.ambiguous
+            batch.ambiguous = False  # Nothing of the new epoch has been sent yet.
         return [Claimed(old, self.epoch, len(parked))]
 
-    def _conflict(self, send: Send, error: DurableStreamError, now: float) -> list[Outcome]:
+    def _overtaken(self, send: Send, error: SequenceGapError, now: float) -> list[Outcome]:
+        """A batch met a gap.
+
+        Overtaking explains it if one of ours in the gap was unresolved when this batch was sent. Else none of ours is
+        what the server misses; the batch is tried once more, since the server may have been restarting.
+        """
         batch = send.batch
-        headers = error.headers or {}
-        error.maybe_applied = batch.ambiguous
-        if isinstance(error, StreamClosedError):
+        batch.gaps += batch.behind < error.expected_seq
+        if batch.gaps > 1:
             return self._fail(batch, error)
-        expected = wire.parse_integer(headers.get(wire.PRODUCER_EXPECTED_SEQ))
-        if expected is None:
-            return self._fail(batch, error)
-        epoch, seq = send.stamp
-        if seq > expected:
-            # A batch that was not the first in line when it was sent has overtaken others: it waits for them. One that
-            # was is missed by nobody of ours; it is tried once more, since the server may have been restarting.
-            batch.gaps += batch.first_in_line
-            if batch.gaps <= 1:
-                self.gap_retries += 1
-                batch.waits_for, batch.due = expected, now
-                return []
-        gap = SequenceGapError(
-            f"append {self.options.url}: the server expects sequence number {expected} of producer "
-            f"{self.options.producer_id!r}, epoch {epoch}, and got {seq}; it has lost state, or another writer uses "
-            "the same id and epoch",
-            expected_seq=expected,
-            received_seq=seq,
-            status=error.status,
-            url=error.url,
-            headers=error.headers,
-            details=error.details,
-            maybe_applied=batch.ambiguous,
-        )
-        return self._fail(batch, gap)
+        self.gap_retries += 1
+        batch.waits_for, batch.due = error.expected_seq, now
+        return []
 
     # -- Failing -------------------------------------------------------------------------------------------
 
     def _fail(self, batch: Batch, error: Exception) -> list[Outcome]:
         """A batch failed for good: so do all after it. A failed closing request may be made again."""
-        outcomes: list[Outcome] = []
-        if batch is self._closing:
-            self._closing = None
-            batch.promise.reject(error)
-            outcomes.append(CloseFailed(error))
-            if not isinstance(error, StaleEpochError):
-                return outcomes
-        return outcomes + self._stop(State.FAILED, error)
+        if batch is self._closing and not isinstance(error, StaleEpochError):
+            return [self._close_failed(error)]
+        return self._stop(State.FAILED, error)
+
+    def _close_failed(self, error: Exception) -> CloseFailed:
+        batch, self._closing = self._closing, None
+        assert batch is not None
+        if batch.maybe_stored:
+            self._close_tried = batch.items
+        batch.promise.reject(error)
+        return CloseFailed(error)
 
     def _stop(self, state: State, error: Exception) -> list[Outcome]:
         self.state = state
         self.failure = error if state is State.FAILED else None
+        self.stops += 1
+        self.stopped_by = error
         self._claiming = None
-        self.batcher.refuse(error)
+        # What comes from now on is certainly not applied, whatever became of the batch that failed.
+        self.batcher.refuse(fresh(error, maybe_applied=False) if isinstance(error, DurableStreamError) else error)
         self.batcher.seal()
         self.batcher.needs_poll = True
         stored = [batch for batch in self._unresolved.values() if batch.stamp and self._confirmed(batch.stamp)]
         outcomes: list[Outcome] = [*map(self._settle, stored)]  # Only their own answers are missing.
+        if self._closing is not None:
+            outcomes.append(self._close_failed(error))
         batches = [*self._unresolved.values(), *self.batcher.sealed]
         self._unresolved.clear()
         self.batcher.sealed.clear()
-        if self._closing is not None:
-            closing, self._closing = self._closing, None
-            closing.promise.reject(error)
         for batch in batches:
             self.batcher.release(batch)
             batch.stamp = batch.stamp or (self.epoch, -1)
-            batch.promise.reject(error)
-            outcomes.append(Failed(batch, error))
-        if state is State.FAILED:
-            self._undelivered.extend(batches)
+            reason = error
+            if isinstance(error, DurableStreamError) and error.maybe_applied != batch.maybe_stored:
+                reason = fresh(error, maybe_applied=batch.maybe_stored)
+            batch.promise.reject(reason)
+            outcomes.append(Failed(batch, reason))
+        self._undelivered.extend(batches)
         return outcomes
+
+    def _closed_error(self, what: str) -> AlreadyClosedError:
+        return AlreadyClosedError(f"the producer {what}", url=self.options.url)
 
     # -- What the caller wants -----------------------------------------------------------------------------
 
@@ -682,32 +531,47 @@ class ProducerSession:
         """Accept nothing more, and be done when everything is sent."""
         if self.state is State.OPEN:
             self.state = State.DETACHING
-            self.batcher.refuse(AlreadyClosedError("the producer was detached", url=self.options.url))
+            self.batcher.refuse(self._closed_error("was detached"))
             self.flush()
 
     def close(self, final: bytes | None, promise: Promise) -> None:
         """Close the stream after everything that was accepted, with a last message if given.
 
         From here on nothing else is accepted, even if closing fails: an append with the number of a closing request
-        that was applied after all would be taken for its repetition. Closing may be tried again.
+        that was applied after all would be taken for its repetition. Closing may be tried again, for the same reason
+        with the same last message.
+
+        Raises:
+            InvalidArgumentError: an earlier try, which may have been applied, had another last message.
         """
         assert self._closing is None
         assert self.state in (State.OPEN, State.CLOSING)
-        self.flush()
-        self.state = State.CLOSING
-        self.batcher.refuse(AlreadyClosedError("the producer is closing the stream", url=self.options.url))
         batch = Batch(self.batcher.last_number + 1, 0, promise)
         if final is not None:
             batch.items.append(final)
+        if self._close_tried is not None:
+            if self._close_tried != batch.items:
+                raise InvalidArgumentError(
+                    "final_message must be the one of the failed call: that may have been carried out all the same"
+                )
+            batch.ambiguous = True
+        self.flush()
+        self.state = State.CLOSING
+        self.batcher.refuse(self._closed_error("is closing the stream"))
         self._closing = batch
 
     def pause(self) -> None:
         """Dispatch nothing that is added from now on, until `resume` or `restart`."""
         self._pause_after = self.flush()
 
+    def hold(self) -> None:
+        """Dispatch nothing more at all, for good; what has been sent is still sent again if need be."""
+        self._pause_after = -1
+
     def resume(self) -> None:
         """Dispatch again."""
-        self._pause_after = math.inf
+        if self._pause_after >= 0:
+            self._pause_after = math.inf
         self.batcher.needs_poll = True
 
     def restart(self, *, resend: bool) -> int:
@@ -715,14 +579,20 @@ class ProducerSession:
 
         Nothing may be in flight or unresolved. After a failure `resend` queues what was not acknowledged; without it
         that is dropped.
+
+        Raises:
+            OverflowError: there is no higher epoch.
         """
         assert not self._in_flight
         assert not self._unresolved
-        undelivered, self._undelivered = self._undelivered, deque()
         known = self.failure.current_epoch if isinstance(self.failure, StaleEpochError) else 0
+        epoch = max(self.epoch, known) + 1
+        if epoch > wire.MAX_INTEGER:
+            raise OverflowError(f"epoch {epoch - 1} is the highest that the protocol knows")
+        undelivered, self._undelivered = self._undelivered, deque()
         self.state, self.failure = State.OPEN, None
-        self.epoch = max(self.epoch, known) + 1
-        self.next_seq = 0
+        self.epoch, self.next_seq = epoch, 0
+        self._close_tried = None
         self._gate = True
         self._claims_in_row = 0
         self.batcher.refuse(None)
@@ -730,8 +600,7 @@ class ProducerSession:
         return self.batcher.requeue(item for batch in undelivered for item in batch.items) if resend else 0
 
     def abort(self) -> list[Outcome]:
-        """Drop everything that is not stored; requests under way may still be applied."""
-        if self.state in (State.CLOSED, State.ABORTED):
+        """Send nothing more. What is not stored is kept as undelivered; requests under way may still be applied."""
+        if self.state in (State.CLOSED, State.ABORTED, State.FAILED):
             return []
-        self._undelivered.clear()
-        return self._stop(State.ABORTED, AlreadyClosedError("the producer was aborted", url=self.options.url))
+        return self._stop(State.ABORTED, self._closed_error("was aborted"))
