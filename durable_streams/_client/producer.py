@@ -1,28 +1,20 @@
 """`IdempotentProducer`: exactly-once, batched, pipelined writing.
 
-The core (`_core/producer`) decides what is sent when, and what answers mean. This module owns what waits: lanes, the
-callers that wait for room, for a flush or for an acknowledgement, and the user's callables. It knows no rule about
-sequence numbers, gaps or lingering.
-
-A lane is a task that asks the core what to do, does it and reports. Idle lanes stand on a stack, each with an event of
-its own, so that one piece of work wakes one lane; a lane that gets work wakes the next one if there may be more.
+The core (`_core/producer`) decides what is sent when, and what answers mean; lanes (`lanes`) do it. This module is what
+the caller sees of them, and the waiting: for room, for a flush, for the end. It knows no rule about sequence numbers,
+gaps or lingering.
 """
 
 from __future__ import annotations
 
 import atexit
-import copy
-import inspect
-import logging
-import math
 import os
 import warnings
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -30,145 +22,25 @@ import anyio.lowlevel
 from .._core import json_mode, validate, wire
 from .._core.backoff import BackoffOptions
 from .._core.batcher import EXHAUSTED, Ack
-from .._core.exchange import Failure, Head, RetryDetails
-from .._core.producer import (
-    Acked,
-    Asked,
-    Claimed,
-    CloseFailed,
-    Done,
-    Failed,
-    Outcome,
-    ProducerOptions,
-    ProducerSession,
-    Retried,
-    Send,
-    State,
-    StreamEnded,
-    Wait,
-)
-from .._core.status_errors import MAX_ERROR_BODY
+from .._core.fresh import fresh
+from .._core.producer import ProducerSession
+from .._core.producer_values import RETRY, CloseFailed, Outcome, ProducerOptions, State, StreamEnded
 from .._transport.base import Transport
-from ..errors import AlreadyClosedError, BufferFullError, DurableStreamError, InvalidArgumentError, NetworkError
-from .answer import open_answer
+from ..errors import AlreadyClosedError, BufferFullError, DurableStreamError, InvalidArgumentError
 from .context import Context, HeaderValue, ParamValue
 from .handle import DurableStream
+from .lanes import Lanes
+from .notices import Notices
+from .producer_values import BatchInfo as BatchInfo
+from .producer_values import Batching as Batching
+from .producer_values import FlushResult as FlushResult
+from .producer_values import ProducerStatistics as ProducerStatistics
 from .receipt import Receipt
 from .results import CloseResult
+from .room import Room
 
-logger = logging.getLogger("durable_streams.producer")
-
-#: The failed try in a row of one batch that is worth a warning.
-_WARN_AT = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Batching:
-    """How messages are gathered and how many requests are under way; three presets stand ready.
-
-    `Batching.DEFAULT` suits most. `Batching.LOW_LATENCY` sends at once, in small batches and on more lanes.
-    `Batching.HIGH_THROUGHPUT` waits longer for larger batches.
-
-    Attributes:
-        max_batch_bytes: Largest body, framing included, in bytes. A larger message goes alone.
-        max_batch_items: Most messages in a batch; None for no limit.
-        linger: Seconds that a batch waits for more messages; 0 sends as soon as the event loop is free.
-        max_in_flight: Requests under way at a time. With 1 they arrive in the order they were sent.
-    """
-
-    max_batch_bytes: int = 1 << 20
-    max_batch_items: int | None = None
-    linger: float = 0.005
-    max_in_flight: int = 5
-
-    DEFAULT: ClassVar[Batching]
-    LOW_LATENCY: ClassVar[Batching]
-    HIGH_THROUGHPUT: ClassVar[Batching]
-
-    def __post_init__(self) -> None:
-        validate.integer("max_batch_bytes", self.max_batch_bytes, minimum=1)
-        if self.max_batch_items is not None:
-            validate.integer("max_batch_items", self.max_batch_items, minimum=1)
-        validate.number("linger", self.linger)
-        validate.integer("max_in_flight", self.max_in_flight, minimum=1)
-
-
-Batching.DEFAULT = Batching()
-Batching.LOW_LATENCY = Batching(max_batch_bytes=64 << 10, linger=0.0, max_in_flight=8)
-Batching.HIGH_THROUGHPUT = Batching(max_batch_bytes=4 << 20, linger=0.05)
-
-
-@dataclass(frozen=True, slots=True)
-class FlushResult:
-    """Everything that was accepted before a flush is stored.
-
-    Attributes:
-        offset: Offset after the last acknowledged batch, if the server has sent one.
-        duplicates: Batches since the last flush that an earlier try had stored.
-    """
-
-    offset: str | None
-    duplicates: int
-
-
-@dataclass(frozen=True, slots=True)
-class BatchInfo:
-    """Facts about a batch that failed.
-
-    Attributes:
-        epoch: The producer's epoch.
-        seq: Its sequence number; -1 if it was never sent.
-        messages: How many messages it has.
-        retryable: Whether sending it again later may succeed.
-    """
-
-    epoch: int
-    seq: int
-    messages: int
-    retryable: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ProducerStatistics:
-    """What a producer has done so far.
-
-    Attributes:
-        epoch: Current epoch.
-        next_seq: Number of the next batch.
-        pending: Messages that are accepted and not acknowledged.
-        pending_bytes: Their size.
-        in_flight: Requests under way.
-        requests: Requests made.
-        retries: Requests repeated after a failure.
-        gap_retries: Requests repeated because they had overtaken others.
-        duplicates: Batches that an earlier try had stored.
-        claims: Times that the producer was taken over from a newer epoch.
-    """
-
-    epoch: int
-    next_seq: int
-    pending: int
-    pending_bytes: int
-    in_flight: int
-    requests: int
-    retries: int
-    gap_retries: int
-    duplicates: int
-    claims: int
-
-
+_NOT_ENTERED = "enter the producer first: async with IdempotentProducer(...) as producer"
 _FORKED = "a producer cannot be used in a forked process: make one there, with an epoch or id of its own"
-
-
-class _Place:
-    """A place in the line of callers that wait for room."""
-
-    __slots__ = ("event", "size")
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.event = anyio.Event()
-
 
 _alive: weakref.WeakSet[IdempotentProducer] = weakref.WeakSet()
 
@@ -242,33 +114,12 @@ class IdempotentProducer:
         exit_grace: float = 1.0,
         transport: Transport | None = None,
     ) -> None:
-        if not isinstance(producer_id, str):
-            raise TypeError(f"producer_id must be a str, got {type(producer_id).__name__}")
-        if not producer_id.strip():
-            raise InvalidArgumentError(f"producer_id must not be empty, got {producer_id!r}")
-        wire.check_header(wire.PRODUCER_ID, producer_id)
         if not isinstance(batching, Batching):
             raise TypeError(f"batching must be a Batching, got {type(batching).__name__}")
-        if retry is not None and not isinstance(retry, BackoffOptions):
-            raise TypeError(f"retry must be BackoffOptions, got {type(retry).__name__}")
         for name, value in (("on_error", on_error), ("on_claim", on_claim)):
             if value is not None and not callable(value):
                 raise TypeError(f"{name} must be callable, got {type(value).__name__}")
-        if not isinstance(auto_claim, bool):
-            raise TypeError(f"auto_claim must be a bool, got {type(auto_claim).__name__}")
-        validate.integer("epoch", epoch)
-        validate.integer("next_seq", next_seq)
-        validate.integer("max_buffered_bytes", max_buffered_bytes, minimum=1)
-        if max_buffered_messages is not None:
-            validate.integer("max_buffered_messages", max_buffered_messages, minimum=1)
-        validate.number("delivery_timeout", delivery_timeout, exclusive=True)
         self._exit_grace = validate.number("exit_grace", exit_grace)
-        self._batching = Batching(
-            batching.max_batch_bytes if max_batch_bytes is None else max_batch_bytes,
-            batching.max_batch_items if max_batch_items is None else max_batch_items,
-            batching.linger if linger is None else linger,
-            batching.max_in_flight if max_in_flight is None else max_in_flight,
-        )
         self._owns_stream = not isinstance(stream, DurableStream)
         self._stream = stream if isinstance(stream, DurableStream) else DurableStream(stream, transport=transport)
         if not self._owns_stream and transport is not None:
@@ -282,33 +133,31 @@ class IdempotentProducer:
             epoch=epoch,
             next_seq=next_seq,
             auto_claim=auto_claim,
-            max_batch_bytes=self._batching.max_batch_bytes,
-            max_batch_items=self._batching.max_batch_items,
-            linger=self._batching.linger,
-            max_in_flight=self._batching.max_in_flight,
+            max_batch_bytes=batching.max_batch_bytes if max_batch_bytes is None else max_batch_bytes,
+            max_batch_items=batching.max_batch_items if max_batch_items is None else max_batch_items,
+            linger=batching.linger if linger is None else linger,
+            max_in_flight=batching.max_in_flight if max_in_flight is None else max_in_flight,
             max_buffered_bytes=max_buffered_bytes,
             max_buffered_messages=max_buffered_messages,
-            retry=retry or BackoffOptions(initial_delay=0.1, max_delay=30.0, multiplier=2.0, max_elapsed=None),
+            retry=RETRY if retry is None else retry,
             delivery_timeout=delivery_timeout,
         )
         self._on_error = on_error
         self._on_claim = on_claim
-        # A producer that has not been entered has a session that refuses everything.
         self._set_session(ProducerSession(self._options, Receipt))
-        self._batcher.refuse(RuntimeError(f"enter the producer first: async with IdempotentProducer(...) ({self!r})"))
+        self._batcher.refuse(RuntimeError(_NOT_ENTERED))
+        self._started = False
         self._running = False
         self._stopped = False
+        self._reported = False
+        self._lanes: Lanes | None = None
         self._task_group: Any = None
-        self._scopes: list[anyio.CancelScope] = []  # one per lane
-        self._lanes_began: anyio.Event | None = None
-        self._lanes_left: anyio.Event | None = None
-        self._idle_lanes: list[anyio.Event] = []
-        self._waiting: deque[_Place] = deque()
-        self._settle_waiters: list[anyio.Event] = []
+        self._waiters: set[anyio.Event] = set()
+        self._restarting = anyio.Lock()
         self._yielded_at = 0
-        self._requests = 0
         self._closing: Receipt | None = None
         self._closed: CloseResult | None = None
+        self._final: bytes | None = None
         self._flushed_duplicates = 0
         self._pid = os.getpid()
 
@@ -316,6 +165,7 @@ class IdempotentProducer:
         self._session = session
         self._batcher = session.batcher
         self._add = session.batcher.add
+        self._room = Room(session.batcher)
 
     # -- Facts ---------------------------------------------------------------------------------------------
 
@@ -375,7 +225,7 @@ class IdempotentProducer:
             pending=self.pending_count,
             pending_bytes=self._batcher.buffered_bytes,
             in_flight=session.in_flight,
-            requests=self._requests,
+            requests=self._lanes.requests if self._lanes is not None else 0,
             retries=session.retries,
             gap_retries=session.gap_retries,
             duplicates=session.duplicates,
@@ -399,7 +249,6 @@ class IdempotentProducer:
             await self._start(task_group, shield=True)
         except BaseException:
             task_group.cancel_scope.cancel()
-            await self._stop()
             await task_group.__aexit__(None, None, None)
             raise
         self._task_group = task_group
@@ -411,73 +260,184 @@ class IdempotentProducer:
         If the group is cancelled first, the producer ends as by `abort`.
 
         Args:
-            task_group: Anything with `start_soon`: an anyio task group, a trio nursery.
+            task_group: Anything with `start_soon`: an anyio task group, a trio nursery. Several producers in it may be
+                closed in any order.
 
         Raises:
             RuntimeError: it has been started before.
-            DurableStreamError: the content type is not known and cannot be learnt.
+            DurableStreamError: the content type is not known and cannot be learnt. A new producer can try again.
         """
         await self._start(task_group, shield=False)
 
     async def _start(self, task_group: Any, *, shield: bool) -> None:
-        if self._running or self._stopped:
+        if self._started or self._stopped:
             raise RuntimeError(f"{self!r} can be started once")
-        content_type = self._content_type or await self._stream._known_content_type()
-        self._options = replace(self._options, content_type=content_type)
-        self._set_session(ProducerSession(self._options, Receipt))
-        self._pid = os.getpid()
-        self._running = True
-        self._lanes_began, self._lanes_left = anyio.Event(), anyio.Event()
-        _alive.add(self)
-        for _ in range(self._options.max_in_flight):
-            task_group.start_soon(self._lane, shield)
-        await self._lanes_began.wait()
+        self._started = True
+        try:
+            content_type = self._content_type or self._stream.content_type or await self._context.content_type()
+            content_type = content_type or await self._stream._known_content_type()
+            self._options = replace(self._options, content_type=content_type)
+            self._set_session(ProducerSession(self._options, Receipt))
+            notices = Notices(
+                self._options, on_error=self._on_error, on_claim=self._on_claim, before_waiting=self._wake
+            )
+            self._lanes = Lanes(self._session, self._context, notices, on_outcomes=self._take_note, end=self._end)
+            self._pid = os.getpid()
+            self._running = True
+            _alive.add(self)
+            await self._lanes.start(task_group, self._options.max_in_flight + 1, shield=shield)
+        except BaseException:
+            await self._stop()
+            raise
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._pid != os.getpid():
+            return  # The loop and the connections are the parent's.
         try:
             if exc is None:
-                await self.detach()
+                await self.aclose()
             else:
                 await self._abandon()
         finally:
             task_group, self._task_group = self._task_group, None
             if task_group is not None:
-                task_group.cancel_scope.cancel()
                 # Not with the body's exception: it goes on bare, not wrapped in an ExceptionGroup.
                 await task_group.__aexit__(None, None, None)
 
+    async def detach(self) -> None:
+        """Accept nothing more, send what was accepted, and end. The stream stays open. A second call does nothing.
+
+        Cancelling the wait changes nothing: the rest is still sent, and `detach` may be called again.
+
+        Raises:
+            DurableStreamError: the error with which the producer failed, if messages were not stored for it.
+            AlreadyClosedError: it was aborted meanwhile.
+            RuntimeError: in a forked process.
+        """
+        self._check_process()
+        waits = self._running
+        if waits and self._lanes is not None:
+            self._session.detach()
+            self._room.look()
+            self._lanes.finish()
+            await anyio.lowlevel.checkpoint()
+            while not self._session.done and not self._stopped:
+                await self._change()
+        await self._stop()
+        if waits or (self._session.failure is not None and not self._reported):
+            self._reported = True
+            if self.pending_count:
+                self._raise_stopped()
+
     async def aclose(self) -> None:
-        """The same as `detach`."""
-        await self.detach()
+        """Like `detach`; but if it is cancelled, the producer ends as when its block is left by an exception."""
+        try:
+            await self.detach()
+        except BaseException:
+            if self._running:
+                await self._abandon()
+            raise
+
+    async def abort(self) -> None:
+        """Drop what is queued and end. Requests under way are cut off and may have been stored.
+
+        The receipts of what was not acknowledged raise `AlreadyClosedError`, and `on_error` is told;
+        `unacknowledged` still has the messages.
+
+        Raises:
+            RuntimeError: in a forked process.
+        """
+        self._check_process()
+        self._reported = True
+        outcomes = [] if self._stopped else self._session.abort()
+        await self._stop()
+        if self._lanes is not None:
+            await self._lanes.digest(outcomes)
 
     async def _abandon(self) -> None:
         """Give requests under way a moment, and drop the rest."""
         if self._session.state is State.OPEN:
-            self._batcher.refuse(AlreadyClosedError("the producer's block was left by an exception"))
-            self._session.pause()
-        with anyio.CancelScope(shield=True):
-            with anyio.move_on_after(self._exit_grace):
-                while self._session.in_flight and not self._stopped:
-                    await self._wait_settled()
-            await self.abort()
+            self._batcher.refuse(AlreadyClosedError("the producer's block was left by an exception", url=self.url))
+        self._session.hold()
+        self._reported = True
+        try:
+            with anyio.move_on_after(self._exit_grace, shield=True):
+                while self._session.dispatched and self._running:
+                    await self._change()
+        finally:
+            await self._end(True)
+
+    async def _end(self, cancelled: bool) -> None:
+        """End: when everything is done, or because of a cancellation, which leaves time for little."""
+        outcomes = self._session.abort() if cancelled and not self._stopped else []
+        await self._stop()
+        assert self._lanes is not None
+        with anyio.move_on_after(self._exit_grace, shield=True):
+            await self._lanes.digest(outcomes)
 
     async def _stop(self) -> None:
         """End the lanes and release what is ours. Idempotent."""
-        lanes_left = self._lanes_left if self._running else None
         self._running, self._stopped = False, True
         _alive.discard(self)
-        for scope in self._scopes:
-            scope.cancel()
-        if self._batcher.refusal is None:
-            self._batcher.refuse(AlreadyClosedError("the producer was closed", url=self._stream.url))
+        if self._batcher.refusal is None or not self._started:
+            self._batcher.refuse(AlreadyClosedError("the producer was closed", url=self.url))
         self._tell_all()
-        with anyio.CancelScope(shield=True):
-            if lanes_left is not None:
-                await lanes_left.wait()
-            if self._owns_stream:
+        if self._lanes is not None:
+            await self._lanes.stop(self._exit_grace)
+        if self._owns_stream:
+            with anyio.CancelScope(shield=True):
                 await self._stream.aclose()
+
+    def _take_note(self, outcomes: list[Outcome]) -> None:
+        """Remember how closing went, and wake those who wait for something."""
+        for outcome in outcomes:
+            if isinstance(outcome, StreamEnded):
+                head = outcome.head
+                self._closed = CloseResult(head.status, dict(head.headers), final_offset=outcome.ack.offset)
+            elif isinstance(outcome, CloseFailed):
+                self._closing = None
+        self._tell_all()
+
+    def _wake(self) -> None:
+        if self._lanes is not None:
+            self._lanes.wake()
+
+    def _tell_all(self) -> None:
+        self._room.look()
+        for event in self._waiters:
+            event.set()
+
+    async def _change(self) -> None:
+        """Wait until a request has come back, or the producer has been stopped."""
+        event = anyio.Event()
+        self._waiters.add(event)
+        try:
+            await event.wait()
+        finally:
+            self._waiters.discard(event)
+
+    def _check_process(self) -> None:
+        if self._started and self._pid != os.getpid():
+            raise RuntimeError(_FORKED)
+
+    def _check_running(self) -> None:
+        self._check_process()
+        if not self._running:
+            if not self._stopped:
+                raise RuntimeError(_NOT_ENTERED)
+            self._raise_stopped()
+            raise AlreadyClosedError("the producer was closed", url=self.url)
+
+    def _raise_stopped(self) -> None:
+        """Raise the error with which the producer has failed or was aborted, with the number of messages left over."""
+        if self._session.state in (State.FAILED, State.ABORTED):
+            assert self._session.stopped_by is not None
+            error = fresh(self._session.stopped_by)
+            if (count := self._session.undelivered_messages) and isinstance(error, DurableStreamError):
+                error.add_note(f"{count} messages are not acknowledged; the producer's unacknowledged() has them")
+            raise error
 
     # -- Appending -----------------------------------------------------------------------------------------
 
@@ -497,7 +457,7 @@ class IdempotentProducer:
         """
         receipt: Receipt = self._add(body)  # type: ignore[arg-type]  # its slow path takes what is not bytes
         if self._batcher.needs_poll:
-            self._wake_lane()
+            self._wake()
         return receipt
 
     async def append(self, body: bytes | str) -> Receipt:
@@ -536,7 +496,7 @@ class IdempotentProducer:
                 body = self._batcher.add_many(iterator)
             finally:
                 if self._batcher.needs_poll:
-                    self._wake_lane()
+                    self._wake()
             if self._batcher.buffered_messages > before:
                 receipt = self._batcher.last_promise
             if body is EXHAUSTED:
@@ -566,7 +526,7 @@ class IdempotentProducer:
         receipt = await self.append(body)
         if not self._session.in_flight:
             self._session.flush()
-            self._wake_lane()
+            self._wake()
         return await receipt.wait()
 
     def _encoded(self, value: Any) -> bytes:
@@ -579,31 +539,20 @@ class IdempotentProducer:
     async def _append_when_room(self, body: bytes | str) -> Receipt:
         """Wait in line for room, then queue the message."""
         body = validate.body(body)
-        place = _Place(len(body))
-        self._waiting.append(place)
-        self._batcher.reserve(True)
-        self._session.flush()  # Room comes from sending: lingering would only delay it.
-        self._wake_lane()
+        place = self._room.join(len(body))
+        self._send_without_lingering()
         try:
-            while self._batcher.refusal is None and not (
-                self._waiting[0] is place and self._batcher.has_room(place.size)
-            ):
-                place.event = anyio.Event()
-                await place.event.wait()
-            self._batcher.reserve(False)
+            await self._room.wait(place)
             return self.append_nowait(body)
         finally:
-            self._waiting.remove(place)
-            self._batcher.reserve(bool(self._waiting))
-            self._tell_room()
+            self._room.leave(place)
+            if self._room.wanted:
+                self._send_without_lingering()
 
-    def _tell_room(self) -> None:
-        """Wake the first caller in line if there is room for it, or all if nothing is accepted any more."""
-        if self._batcher.refusal is not None:
-            for place in self._waiting:
-                place.event.set()
-        elif self._waiting and self._batcher.has_room(self._waiting[0].size):
-            self._waiting[0].event.set()
+    def _send_without_lingering(self) -> None:
+        """Room comes from sending: lingering would only delay it."""
+        self._session.flush()
+        self._wake()
 
     # -- Waiting for the server ----------------------------------------------------------------------------
 
@@ -619,73 +568,70 @@ class IdempotentProducer:
         """
         self._check_running()
         await self._settle()
-        self._raise_failure()
         duplicates = self._session.duplicates - self._flushed_duplicates
         self._flushed_duplicates = self._session.duplicates
         return FlushResult(self._session.last_offset, duplicates)
 
     async def _settle(self) -> None:
-        """Send what was accepted without lingering, and wait until it is stored or the producer has failed."""
-        watermark = self._session.flush()
-        self._wake_lane()
+        """Send what was accepted without lingering, and wait until it is stored.
+
+        Raises:
+            DurableStreamError: the error with which the producer has failed, or was aborted, in between.
+        """
+        session = self._session
+        self._raise_stopped()
+        watermark, stops = session.flush(), session.stops
+        self._wake()
         await anyio.lowlevel.checkpoint()
-        while self._session.settled < watermark and self._session.failure is None and not self._stopped:
-            await self._wait_settled()
+        while session.settled < watermark and session.stops == stops:
+            await self._change()
+        self._raise_stopped()
+        if session.stops != stops:  # Another has restarted it since.
+            assert session.stopped_by is not None
+            raise fresh(session.stopped_by)
 
     async def close_stream(self, final_message: bytes | str | None = None) -> CloseResult:
         """Send what was accepted, then close the stream for good, with a last message if one is given.
 
         Idempotent: a second call returns the same result, and a concurrent one waits with the first. After a failed
-        call nothing can be appended any more, but closing can be tried again.
+        call nothing can be appended any more, but closing can be tried again. Cancelling the wait does not stop the
+        closing.
 
         Raises:
             StreamClosedError: another has closed the stream.
+            AlreadyClosedError: it was closed, or is being closed, with another last message than this one; or the
+                producer was detached or aborted.
+            InvalidArgumentError: an earlier call that failed, but may have been carried out, had another last message.
             DurableStreamError: as `flush`, in which case the stream was not closed by this call; or closing failed.
         """
-        if self._closed is not None:
+        final = None if final_message is None else validate.body(final_message, name="final_message")
+        if self._closed is None and self._closing is None:
+            self._check_running()
+            self._close(final)
+        elif final is not None and final != self._final:
+            raise AlreadyClosedError("the stream was closed with another last message", url=self.url)
+        if self._closed is None:
+            assert self._closing is not None
+            await self._closing.wait()
+        else:
             await anyio.lowlevel.checkpoint()
-            return self._closed
-        self._check_running()
-        if self._closing is None:
-            self._raise_failure()
-            final = None
-            if final_message is not None:
-                final = validate.body(final_message, name="final_message")
-                if self._batcher.json:
-                    json_mode.check_item(final)
-                elif not final:
-                    raise InvalidArgumentError("final_message must not be empty; leave it out to close without one")
-            if self._session.state not in (State.OPEN, State.CLOSING):
-                raise AlreadyClosedError(f"the producer is {self._session.state.value}", url=self._stream.url)
-            self._closing = Receipt()
-            self._session.close(final, self._closing)
-            self._tell_room()
-            self._wake_lane()
-        await self._closing.wait()
         result: CloseResult | None = self._closed
         assert result is not None
         return result
 
-    async def detach(self) -> None:
-        """Accept nothing more, send what was accepted, and end. The stream stays open. A second call does nothing.
-
-        Raises:
-            DurableStreamError: the error with which the producer failed, if messages were not stored for it.
-        """
-        if not self._running:
-            await self._stop()
-            return
-        self._session.detach()
-        self._tell_room()
-        try:
-            await self._settle()
-        finally:
-            failure, pending = self._session.failure, self.pending_count
-            # Cancelled: what is left is dropped, and its receipts say so.
-            await self._digest(self._session.abort() if failure is None and pending else [])
-            await self._stop()
-        if failure is not None and pending:
-            raise copy.copy(failure) from failure.__cause__
+    def _close(self, final: bytes | None) -> None:
+        self._raise_stopped()
+        if self._session.state not in (State.OPEN, State.CLOSING):
+            raise AlreadyClosedError(f"the producer is {self._session.state.value}", url=self.url)
+        if final is not None and self._batcher.json:
+            json_mode.check_item(final)
+        elif final == b"":
+            raise InvalidArgumentError("final_message must not be empty; leave it out to close without one")
+        closing = Receipt()
+        self._session.close(final, closing)
+        self._closing, self._final = closing, final
+        self._room.look()
+        self._wake()
 
     async def restart(self, *, resend: bool = False) -> None:
         """Begin a new epoch with sequence number 0: after a flush, or after a failure.
@@ -695,191 +641,34 @@ class IdempotentProducer:
                 stored twice. False drops it; `unacknowledged` still has it before the call.
 
         Raises:
-            AlreadyClosedError: the producer has closed the stream, was detached or aborted.
+            AlreadyClosedError: the producer is closing or has closed the stream, was detached or aborted.
             DurableStreamError: flushing failed.
         """
         self._check_running()
-        if self._session.failure is None:
-            if self._session.state is not State.OPEN:
-                raise AlreadyClosedError(f"the producer is {self._session.state.value}", url=self._stream.url)
-            self._session.pause()
+        session = self._session
+        async with self._restarting:
             try:
-                await self._settle()
-                self._raise_failure()
-            except BaseException:
-                self._session.resume()
-                raise
-        while self._session.in_flight and not self._stopped:
-            await self._wait_settled()
-        self._check_running()
-        self._session.restart(resend=resend)
-        self._closing = None
-        self._tell_room()
-        self._wake_lane()
-
-    async def abort(self) -> None:
-        """Drop what is queued and end. Requests under way are cut off and may have been stored.
-
-        The receipts of what was not acknowledged raise `AlreadyClosedError`, and `on_error` is told.
-        """
-        if not self._stopped:
-            await self._digest(self._session.abort())
-        await self._stop()
-
-    def _check_running(self) -> None:
-        if not self._running:
-            if self._session.failure is not None:
-                self._raise_failure()
-            if self._stopped:
-                raise AlreadyClosedError("the producer was closed", url=self._stream.url)
-            raise RuntimeError(f"enter the producer first: async with IdempotentProducer(...) ({self!r})")
-        if self._pid != os.getpid():
-            raise RuntimeError(_FORKED)
-
-    def _raise_failure(self) -> None:
-        failure = self._session.failure
-        if failure is not None:
-            raise copy.copy(failure) from failure.__cause__
-        if self._session.state is State.ABORTED:
-            raise AlreadyClosedError("the producer was aborted", url=self._stream.url)
-
-    async def _wait_settled(self) -> None:
-        """Wait until a request has come back, or the producer has been stopped."""
-        event = anyio.Event()
-        self._settle_waiters.append(event)
-        await event.wait()
-
-    def _tell_all(self) -> None:
-        self._tell_room()
-        waiters, self._settle_waiters = self._settle_waiters, []
-        for event in waiters:
-            event.set()
-
-    # -- Lanes ---------------------------------------------------------------------------------------------
-
-    async def _lane(self, shield: bool) -> None:
-        """Do what the core asks for, until the producer is stopped. Raises nothing but cancellation into the group."""
-        assert self._lanes_began is not None
-        assert self._lanes_left is not None
-        scope = anyio.CancelScope(shield=shield)
-        self._scopes.append(scope)
-        if len(self._scopes) == self._options.max_in_flight:
-            self._lanes_began.set()
-        try:
-            with scope:
-                while True:
-                    command = self._session.poll(anyio.current_time())
-                    match command:
-                        case Send():
-                            if self._batcher.needs_poll:
-                                self._wake_lane()
-                            await self._digest(await self._exchange(command))
-                        case Wait(until):
-                            await self._rest(until)
-                        case Done():
-                            await self._rest(None)
-        finally:
-            self._scopes.remove(scope)
-            if self._running:  # The caller's group was cancelled.
-                self._running, self._stopped = False, True
-                _alive.discard(self)
-                self._session.abort()
-                self._lanes_began.set()
-                self._tell_all()
-            if not self._scopes:
-                self._lanes_left.set()
-
-    async def _rest(self, until: float | None) -> None:
-        event = anyio.Event()
-        self._idle_lanes.append(event)
-        try:
-            with anyio.move_on_at(math.inf if until is None else until):
-                await event.wait()
-        finally:
-            if event in self._idle_lanes:
-                self._idle_lanes.remove(event)
-
-    def _wake_lane(self) -> None:
-        if self._idle_lanes:
-            self._idle_lanes.pop().set()
-
-    async def _exchange(self, send: Send) -> list[Outcome]:
-        """Make one request and report."""
-        self._requests += 1
-        context = self._context
-        head: Head | None = None
-        body = bytearray()
-        try:
-            answer = await open_answer(context, send.request)
-            head = answer.head
-            try:
-                while len(body) < MAX_ERROR_BODY and (data := await answer.receive()):
-                    body += data
+                if session.failure is None:
+                    self._check_open()
+                    session.pause()
+                    await self._settle()
+                while session.in_flight and self._running:
+                    await self._change()
+                self._check_running()
+                if session.failure is None:
+                    self._check_open()
+                session.restart(resend=resend)
             finally:
-                with anyio.CancelScope(shield=True):
-                    await answer.aclose()
-        except Exception as error:
-            if head is None:
-                phase = error.phase if isinstance(error, NetworkError) else "connect"
-                failure = Failure(error, phase)
-                return self._session.on_failure(send, failure, anyio.current_time(), context.rng.random())
-            # The status has come: that its body broke off changes nothing.
-        return self._session.on_reply(send, head, bytes(body), anyio.current_time(), context.rng.random())
+                session.resume()
+                self._tell_all()
+                self._wake()
 
-    async def _digest(self, outcomes: list[Outcome]) -> None:
-        """Wake those whom outcomes concern, and tell the user."""
-        for outcome in outcomes:
-            if isinstance(outcome, StreamEnded):
-                self._closed = CloseResult(
-                    outcome.head.status, dict(outcome.head.headers), final_offset=outcome.ack.offset
-                )
-            elif isinstance(outcome, CloseFailed):
-                self._closing = None
-        self._tell_all()
-        for outcome in outcomes:
-            match outcome:
-                case Asked(send, error):
-                    await self._digest(await self._recover(send, error))
-                case Acked(batch, ack) if ack.duplicate and not batch.ambiguous:
-                    logger.warning(
-                        "the server had this batch before, though it was sent once: does another writer use the id "
-                        "and epoch? url=%s producer=%s epoch=%d seq=%d",
-                        *(self._stream.url, self.producer_id, ack.epoch, ack.seq),
-                    )
-                case Retried(_, attempt, delay, error):
-                    level = logging.WARNING if attempt == _WARN_AT else logging.DEBUG
-                    logger.log(level, "retrying url=%s delay=%.3f error=%s", self._stream.url, delay, error)
-                    await self._notify(self._options.retry.on_failed_attempt, RetryDetails(attempt, delay, error))
-                case Claimed(old, new, resent):
-                    logger.info("claimed url=%s epoch=%d resent=%d", self._stream.url, new, resent)
-                    await self._notify(self._on_claim, old, new, resent)
-                case Failed(batch, error):
-                    epoch, seq = batch.stamp or (self.epoch, -1)
-                    retryable = isinstance(error, DurableStreamError) and error.retryable
-                    await self._notify(self._on_error, error, BatchInfo(epoch, seq, len(batch.items), retryable))
-
-    async def _recover(self, send: Send, error: Exception) -> list[Outcome]:
-        """Let the handle's `on_error` mend what it can."""
-        retry = False
-        try:
-            retry = await self._context.recover(error)
-        except Exception as raised:
-            error = raised
-        return self._session.on_recover(send, error, retry, anyio.current_time())
-
-    async def _notify(self, callback: Callable[..., object] | None, *facts: object) -> None:
-        """Tell the user; what the callback raises is logged and changes nothing."""
-        if callback is None:
-            return
-        try:
-            result = callback(*facts)
-            if inspect.isawaitable(result):
-                await result
-        except Exception:
-            logger.exception("a callback of the producer failed url=%s callback=%r", self._stream.url, callback)
+    def _check_open(self) -> None:
+        if self._session.state is not State.OPEN:
+            raise AlreadyClosedError(f"the producer is {self._session.state.value}", url=self.url)
 
     def __del__(self) -> None:
-        if self.__dict__.get("_running") and self.pending_count:
+        if self.__dict__.get("_running") and self._pid == os.getpid() and self.pending_count:
             warnings.warn(f"{self!r} was dropped with messages unsent", ResourceWarning, stacklevel=2, source=self)
 
 

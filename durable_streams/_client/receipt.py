@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import anyio
 import anyio.lowlevel
 
 from .._core.batcher import Ack
+from .._core.fresh import fresh
 
 
 class Receipt:
@@ -41,8 +40,7 @@ class Receipt:
                 self._event = anyio.Event()
             await self._event.wait()
         if self._error is not None:
-            # Several may wait: each gets an error of its own, so that tracebacks do not mix.
-            raise copy.copy(self._error) from self._error.__cause__
+            raise fresh(self._error)
         assert self._ack is not None
         return self._ack
 
