@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -60,15 +58,15 @@ async def test_another_process_is_refused_until_it_was_killed(tmp_path: Path) ->
         "        await anyio.sleep_forever()\n"
         "anyio.run(main)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE) as process:
+    async with await anyio.open_process([sys.executable, "-c", code, path]) as process:
         try:
             assert process.stdout is not None
-            assert process.stdout.readline() == b"open\n"
+            assert await process.stdout.receive() == b"open\n"
             with pytest.raises(StoreInUseError, match=f"process {process.pid} has this store open"):
                 async with SQLiteStore(path):
                     pass
         finally:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
     async with SQLiteStore(path):
         pass
 
@@ -227,10 +225,7 @@ def sabotage(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Makes the statements fail that begin like this, from now on."""
     original = sqlite_schema._connect
 
-    def connect(path: str, **options: Any) -> sqlite3.Connection:
-        return original(path, factory=Saboteur, **options)
-
-    monkeypatch.setattr(sqlite_schema, "_connect", connect)
+    monkeypatch.setattr(sqlite_schema, "_connect", lambda path: original(path, Saboteur))
     monkeypatch.setattr(Saboteur, "fails", None)
     return lambda statement: monkeypatch.setattr(Saboteur, "fails", statement)
 

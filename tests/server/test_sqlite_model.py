@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from anyio.from_thread import start_blocking_portal
 from hypothesis import settings
@@ -37,8 +37,8 @@ class Blocking:
 
 
 class SQLiteMachine(StoreMachine):
-    backend = "asyncio"
-    options: dict[str, Any] = {}
+    backend: ClassVar[str] = "asyncio"
+    options: ClassVar[dict[str, Any]] = {}
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class SQLiteMachine(StoreMachine):
 
 class ForgetfulMachine(SQLiteMachine):
     backend = "trio"
-    options = {"recent_bytes": 0, "streams_in_memory": 1, "readers": 1}
+    options: ClassVar[dict[str, Any]] = {"recent_bytes": 0, "streams_in_memory": 1, "readers": 1}
 
 
 SQLiteMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)

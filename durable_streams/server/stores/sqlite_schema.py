@@ -156,9 +156,14 @@ def note_opening(connection: sqlite3.Connection, now: float) -> float:
     return floor
 
 
-def _connect(path: str, **options: Any) -> sqlite3.Connection:
+def _connect(path: str, factory: type[sqlite3.Connection] = sqlite3.Connection) -> sqlite3.Connection:
     return sqlite3.connect(
-        path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256, **options
+        path,
+        timeout=_BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+        factory=factory,
     )
 
 
