@@ -61,7 +61,7 @@ async def test_another_process_is_refused_until_it_was_killed(tmp_path: Path) ->
     async with await anyio.open_process([sys.executable, "-c", code, path]) as process:
         try:
             assert process.stdout is not None
-            assert await process.stdout.receive() == b"open\n"
+            assert await process.stdout.receive(4) == b"open"
             with pytest.raises(StoreInUseError, match=f"process {process.pid} has this store open"):
                 async with SQLiteStore(path):
                     pass
