@@ -117,11 +117,11 @@ class Page:
     __slots__ = ("_at", "_index", "_span", "_spans", "closed", "end", "size", "start", "tail")
 
     def __init__(self, spans: Sequence[Span], start: Offset, end: Offset, tail: Offset, closed: bool) -> None:
-        self.start = start
-        self.end = end
-        self.tail = tail
-        self.closed = closed
-        self.size = end - start
+        self.start: Offset = start
+        self.end: Offset = end
+        self.tail: Offset = tail
+        self.closed: bool = closed
+        self.size: int = end - start
         self._at = start
         self._spans: Iterator[Span] = iter(spans)
         self._span: Span | None = None

@@ -88,10 +88,10 @@ class Cuts:
     def __init__(
         self, start: Offset, end: Offset, appends: Sequence[int] | None = None, messages: Sequence[int] | None = None
     ) -> None:
-        self.start = start
-        self.end = end
-        self.appends = appends
-        self.messages = messages
+        self.start: Offset = start
+        self.end: Offset = end
+        self.appends: Sequence[int] | None = appends
+        self.messages: Sequence[int] | None = messages
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.start}..{self.end}>"
@@ -151,7 +151,7 @@ class Block(Cuts):
         self, start: Offset, data: bytes, appends: Sequence[int] | None = None, messages: Sequence[int] | None = None
     ) -> None:
         super().__init__(start, start + len(data), appends, messages)
-        self.data = data
+        self.data: bytes = data
 
 
 def make_blocks(start: Offset, payloads: Sequence[Payload]) -> list[Block]:

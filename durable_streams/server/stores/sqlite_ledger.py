@@ -93,9 +93,9 @@ class Ledger:
         self._touched: dict[int, Record] = {}
         self._absent: list[str] = []
         self._now = 0.0
-        self.pages = 0
-        self.commits = 0
-        self.appended_bytes = 0
+        self.pages: int = 0
+        self.commits: int = 0
+        self.appended_bytes: int = 0
 
     # --- requests
 

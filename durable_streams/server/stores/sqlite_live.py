@@ -21,7 +21,7 @@ import anyio
 from ..creation import StreamConfig
 from ..offsets import Offset
 from .base import StreamInfo, StreamRef
-from .sqlite_blocks import BLOCK_BYTES, Block, Blocks, Mode, is_boundary, page_end
+from .sqlite_blocks import BLOCK_BYTES, Block, Blocks, Lineage, Mode, is_boundary, page_end
 from .sqlite_reading import Readers
 from .sqlite_records import Change, Record, load
 
@@ -63,17 +63,17 @@ class Live:
     )
 
     def __init__(self, change: Change) -> None:
-        self.id = change.id
-        self.ref = change.ref
-        self.config = change.config
-        self.mode = Mode.of(change.config.effective_type)
-        self.lineage = change.lineage
-        self.tail = change.tail
-        self.closed = change.closed
-        self.deleted = change.deleted
-        self.gone = change.removed
-        self.last_access = change.last_access
-        self.watches = 0
+        self.id: int = change.id
+        self.ref: StreamRef = change.ref
+        self.config: StreamConfig = change.config
+        self.mode: Mode = Mode.of(change.config.effective_type)
+        self.lineage: Lineage = change.lineage
+        self.tail: Offset = change.tail
+        self.closed: bool = change.closed
+        self.deleted: bool = change.deleted
+        self.gone: bool = change.removed
+        self.last_access: float = change.last_access
+        self.watches: int = 0
         self.blocks: deque[Block] = deque()
         self._changed: anyio.Event | None = None
 
@@ -302,7 +302,7 @@ class RecentPage:
         self.end = end
         self.tail = tail
         self.closed = closed
-        self.size = end - start
+        self.size: int = end - start
         self._blocks = deque(blocks)
         self._at = start
 

@@ -104,7 +104,7 @@ class Opening:
         self._lock = files.lock
         self._pinned: Counter[int] = Counter()  # streams whose rows are being read, and by how many pages
         self._garbage: dict[int, None] = dict.fromkeys(files.leftovers)  # removed streams, in order
-        self.open_pages = 0
+        self.open_pages: int = 0
         self.failed: anyio.Event = anyio.Event()
         self.accesses: Accesses = files.accesses
         self.readers: Readers = Readers(files.path, options.readers)

@@ -211,7 +211,7 @@ class StoredPage:
         self.end = end
         self.tail = tail
         self.closed = closed
-        self.size = end - start
+        self.size: int = end - start
         self._readers = readers
         self._lineage = lineage
         self._at = start

@@ -63,8 +63,8 @@ class Job(Generic[T]):
     __slots__ = ("_done", "call", "error", "result", "size")
 
     def __init__(self, call: Callable[[Ledger], T], size: int) -> None:
-        self.call = call
-        self.size = size
+        self.call: Callable[[Ledger], T] = call
+        self.size: int = size
         self.result: T | None = None
         self.error: BaseException | None = None
         self._done = anyio.Event()
