@@ -224,6 +224,12 @@ async def _json_sub_offsets(store: Store) -> None:
     expect_refusal(await fork_stream(store, OTHER, 0, 3, source=FORK), Reason.BAD_SUB_OFFSET)
     expect(Created, await fork_stream(store, OTHER, 8, 1, source=FORK))
     assert await _content(store, OTHER) == b'{"n":1},[2,3],'
+    # An inherited append ends where the fork begins.
+    half = "/v1/stream/half"
+    expect(Created, await fork_stream(store, half, 14, body=b"7"))
+    expect_refusal(await fork_stream(store, "/v1/stream/x", 0, 3, source=half), Reason.BAD_SUB_OFFSET)
+    expect_refusal(await fork_stream(store, "/v1/stream/x", 8, 2, source=half), Reason.BAD_SUB_OFFSET)
+    expect(Created, await fork_stream(store, "/v1/stream/x", 8, 1, source=half))
 
 
 @check
@@ -421,6 +427,11 @@ async def _expired_sources(store: Store) -> None:
     expect(Created, await fork_stream(store, FORK, ttl=5))
     await store.sweep(5.0)
     expect(Deleted, await store.delete(PATH, 5.0))
+    expect(Created, await create_stream(store, body=b"x"))
+    expect(Created, await fork_stream(store, FORK, ttl=5))
+    expect(SoftDeleted, await store.delete(PATH, 4.0))
+    await store.sweep(5.0)
+    expect(Missing, await store.head(PATH, 5.0))
 
 
 @check
