@@ -12,6 +12,7 @@ refuse_collision()
 from .runner import Server as Server
 from .http import DurableStreamsApp as DurableStreamsApp
 from .http import AppOptions as AppOptions
+from .subscriptions.webhooks import Webhooks as Webhooks
 
 # Stores
 from .stores.memory import MemoryStore as MemoryStore
@@ -20,6 +21,7 @@ from .stores.memory import MemoryStore as MemoryStore
 from .stores.base import Store as Store
 from .stores.base import StorePage as StorePage
 from .stores.base import Watch as Watch
+from .subscriptions.records import SubscriptionStore as SubscriptionStore
 from .offsets import Offset as Offset
 
 # What a store is asked
@@ -94,7 +96,9 @@ __all__ = [
     "StreamInfo",
     "StreamRef",
     "StreamState",
+    "SubscriptionStore",
     "Watch",
+    "Webhooks",
     "decide",
     "decide_birth",
     "decide_repetition",

@@ -7,7 +7,6 @@ the store. What goes wrong on the way is raised as a `Rejection` and answered he
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import time
@@ -22,10 +21,13 @@ from .._core.wire import normalize_path
 from . import json_messages, reading, writing
 from .arrivals import Arrivals
 from .requests import Call, Disconnected, Receive, Scope, Send, quote_mount, raw_path
-from .responses import METHODS, NO_STORE, Headers, Rejection, common_headers
+from .responses import METHODS, Rejection, common_headers
 from .sse import StreamEvents
 from .stores.base import Store, StreamRef
 from .stores.memory import MemoryStore
+from .subscriptions.routes import ControlInterface, check_public_url
+from .subscriptions.service import SubscriptionService
+from .subscriptions.webhooks import Webhooks
 from .waiting import Waits
 
 logger: logging.Logger = logging.getLogger("durable_streams.server")
@@ -55,6 +57,11 @@ class AppOptions(TypedDict, total=False):
     corp: str
     cache_visibility: str
     sweep_interval: float
+    webhooks: bool | Webhooks
+    allow_insecure_webhooks: bool
+    public_url: str | None
+    token_key: bytes | None
+    scan_interval: float
     clock: Callable[[], float]
     rng: random.Random | None
 
@@ -81,6 +88,14 @@ class DurableStreamsApp:
         corp: `Cross-Origin-Resource-Policy`: cross-origin, same-site or same-origin.
         cache_visibility: `private`, or `public` if all may see all streams: who may keep finished pages.
         sweep_interval: Seconds between two looks for expired streams.
+        webhooks: Whether subscriptions of type webhook are allowed; `Webhooks` says how they are sent. Needs the
+            extra `webhooks`.
+        allow_insecure_webhooks: For development: allow webhooks at `http://localhost` and `http://127.0.0.x`.
+        public_url: Scheme, host and port by which clients reach the server, and the path before ours if a proxy
+            removes one; without a slash at its end. If None, subscriptions take it from each request's `Host`.
+        token_key: Secret that signs the tokens of workers, at least 32 bytes. If None, the store keeps a random one.
+        scan_interval: Seconds between two comparisons of all subscriptions with the streams, which find what no
+            request told: expired streams, say.
         clock: Wall-clock time in seconds.
         rng: Source of jitter.
 
@@ -103,6 +118,11 @@ class DurableStreamsApp:
         corp: str = "cross-origin",
         cache_visibility: str = "private",
         sweep_interval: float = 5.0,
+        webhooks: bool | Webhooks = False,
+        allow_insecure_webhooks: bool = False,
+        public_url: str | None = None,
+        token_key: bytes | None = None,
+        scan_interval: float = 10.0,
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
     ) -> None:
@@ -114,6 +134,7 @@ class DurableStreamsApp:
             ("max_append_bytes", max_append_bytes),
             ("page_bytes", page_bytes),
             ("sweep_interval", sweep_interval),
+            ("scan_interval", scan_interval),
         ):
             if not value > 0:
                 raise ValueError(f"{name} must be greater than 0, got {value!r}")
@@ -133,6 +154,19 @@ class DurableStreamsApp:
         self.arrivals: Arrivals = Arrivals()
         self.waits: Waits = Waits()
         self.events: dict[StreamRef, StreamEvents] = {}
+        how = Webhooks() if webhooks is True else webhooks or None
+        self.subscriptions: SubscriptionService = SubscriptionService(
+            self.store,
+            clock=clock,
+            rng=self.rng,
+            webhooks=how,
+            allow_insecure=allow_insecure_webhooks,
+            token_key=token_key,
+            scan_interval=scan_interval,
+        )
+        self._control: ControlInterface = ControlInterface(
+            self.subscriptions, public_url=check_public_url(public_url), max_body=max_append_bytes
+        )
         self._common = common_headers(cors_origin, corp)
         self._locate = lru_cache(_KNOWN_PATHS)(self._locate_uncached)
 
@@ -150,6 +184,7 @@ class DurableStreamsApp:
         if not self.waits.stopping:
             logger.debug("shutting down")
             self.waits.stop()
+            self.subscriptions.stop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entry."""
@@ -187,7 +222,7 @@ class DurableStreamsApp:
             raise Rejection(503, "the server is shutting down", [(b"retry-after", b"1")], close=True)
         is_control, call.path = self._locate(raw_path(call.scope), call.scope.get("root_path", ""))
         if is_control:
-            await _answer_control(call)
+            await self._control.answer(call)
             return
         handler = _HANDLERS.get(call.method)
         if handler is None:
@@ -216,12 +251,19 @@ class DurableStreamsApp:
         await receive()
         try:
             await self.store.__aenter__()
+            try:
+                await self.subscriptions.load()
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await self.store.__aexit__(None, None, None)
+                raise
         except Exception as error:
             await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
             raise
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._sweep_now_and_then)
+                await group.start(self.subscriptions.run)
                 await send({"type": "lifespan.startup.complete"})
                 await receive()
                 group.cancel_scope.cancel()
@@ -245,9 +287,3 @@ def _check_root(root: str) -> str:
     if root and normalize_path(root.encode()) != root:
         raise ValueError(f"root must be a URL path such as '/v1/stream', got {root!r}")
     return root
-
-
-async def _answer_control(call: Call) -> None:
-    error = {"error": {"code": "NOT_FOUND", "message": "there is nothing at this path"}}
-    headers: Headers = [(b"content-type", b"application/json"), NO_STORE]
-    await call.answer(404, headers, json.dumps(error).encode())

@@ -63,6 +63,7 @@ async def put(app: DurableStreamsApp, call: Call) -> None:
     if isinstance(result, Refused):
         raise refusal(result)
     info = result.info
+    app.subscriptions.notice(call.path)
     headers: Headers = [(CONTENT_TYPE, info.content_type.encode("latin-1")), next_offset(info.tail), NO_STORE]
     if info.closed:
         headers.append(CLOSED)
@@ -102,6 +103,7 @@ async def post(app: DurableStreamsApp, call: Call) -> None:
             request, result = await _append(app, call, stamp, seq)
     if isinstance(result, Refused):
         raise refusal(result)
+    app.subscriptions.notice(call.path)
     answer: Headers = [next_offset(result.tail)]
     if result.closed:
         answer.append(CLOSED)
@@ -148,4 +150,5 @@ async def delete(app: DurableStreamsApp, call: Call) -> None:
     result = await app.store.delete(call.path, app.clock())
     if isinstance(result, Refused):
         raise refusal(result)
+    app.subscriptions.notice(call.path)
     await call.answer(204, [])

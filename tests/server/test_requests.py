@@ -72,7 +72,7 @@ async def test_other_methods_are_405_with_allow(client: Client) -> None:
 
 
 async def test_the_reserved_prefix_answers_json_and_never_is_a_stream(client: Client) -> None:
-    for path in ("__ds", "__ds/x", "__ds/subscriptions/s/streams/a", "%5F_ds/x"):
+    for path in ("__ds", "__ds/x", "__ds/subscriptions", "%5F_ds/x"):
         for method in ("PUT", "GET", "POST", "DELETE", "PATCH"):
             answer = await client.call(method, path)
             assert answer.status == 404

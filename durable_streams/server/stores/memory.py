@@ -11,7 +11,7 @@ soon as somebody asks for the source, so an expired fork keeps nothing alive.
 from __future__ import annotations
 
 import secrets
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -22,6 +22,7 @@ from ..._core.wire import is_json, media_type
 from ..creation import Birth, decide_birth, decide_repetition
 from ..offsets import Offset
 from ..protocol import AppendRequest, Commit, Duplicate, Payload, ProducerState, Refused, decide
+from ..subscriptions.records import MemoryRecords
 from .base import (
     Appended,
     AppendResult,
@@ -49,16 +50,20 @@ PRODUCER_TTL = 7 * 86400.0
 _PRODUCER_SWEEP = 3600.0
 
 
-class MemoryStore:
-    """Keeps streams in memory, as long as the object lives: closing it and opening it again loses nothing.
+class MemoryStore(MemoryRecords):
+    """Keeps streams, and subscriptions to them, in memory, as long as the object lives.
+
+    Closing it and opening it again loses nothing.
 
     Args:
         incarnations: Makes the name of each new incarnation.
     """
 
     def __init__(self, *, incarnations: Callable[[], str] = lambda: secrets.token_urlsafe(9)) -> None:
+        super().__init__()
         self._incarnations = incarnations
         self._streams: dict[str, _Stream] = {}
+        self._sorted: list[str] | None = None  # the paths in order; None after a change
 
     async def __aenter__(self) -> Self:
         return self
@@ -86,6 +91,7 @@ class MemoryStore:
             return birth
         stream = _Stream(StreamRef(r.path, self._incarnations()), r.config, birth, source, now)
         self._streams[r.path] = stream
+        self._sorted = None
         return Created(stream.info())
 
     async def append(self, r: AppendRequest, now: float) -> AppendResult:
@@ -133,6 +139,22 @@ class MemoryStore:
         if stream.json and not stream.is_boundary(offset):
             return BadOffset("the offset lies inside a message")
         return stream.page(offset, max_bytes)
+
+    async def list_streams(self, prefix: str, after: str, limit: int, now: float) -> list[StreamInfo]:
+        """Streams by path, see `SubscriptionStore.list_streams`."""
+        if self._sorted is None:
+            self._sorted = sorted(self._streams)
+        order = self._sorted
+        start = max(bisect_left(order, prefix), bisect_right(order, after))
+        found: list[StreamInfo] = []
+        for index in range(start, len(order)):
+            path = order[index]
+            if len(found) == limit or not path.startswith(prefix):
+                break
+            stream = self._find(path, now)
+            if stream is not None and not stream.state.deleted:
+                found.append(stream.info())
+        return found
 
     def watch(self, ref: StreamRef) -> _Watch:
         """Attach a live reader."""
@@ -192,6 +214,7 @@ class MemoryStore:
         """Remove a stream, and the soft-deleted ancestors that were only kept for it."""
         while not stream.removed:
             del self._streams[stream.ref.path]
+            self._sorted = None
             stream.removed = True
             stream.wake()
             if stream.source is None:

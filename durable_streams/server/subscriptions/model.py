@@ -181,11 +181,7 @@ class Entry:
     acked: Offset
     tail: Offset
     incarnation: str
-
-    @property
-    def has_pending(self) -> bool:
-        """Whether there is data beyond the cursor."""
-        return self.tail > max(self.acked, ZERO)
+    has_pending: bool
 
 
 Snapshot: TypeAlias = tuple[Entry, ...]
@@ -430,7 +426,7 @@ class Subscription:
     def snapshot(self) -> Snapshot:
         """The streams that exist, for a worker."""
         return tuple(
-            Entry(path, link.link_type, link.acked, seen.tail, seen.incarnation)
+            Entry(path, link.link_type, link.acked, seen.tail, seen.incarnation, path in self.pending)
             for path, link in self.links.items()
             if (seen := self.seen.get(path)) is not None
         )

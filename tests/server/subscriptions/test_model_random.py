@@ -205,3 +205,4 @@ TestWebhookLife = WebhookLife.TestCase
 TestPullWakeLife = PullWakeLife.TestCase
 for case in (TestWebhookLife, TestPullWakeLife):
     case.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+del case

@@ -215,11 +215,11 @@ async def test_a_name_with_public_addresses_only_is_allowed() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("address", [*PRIVATE_ADDRESSES, "nonsense", ""])
-async def test_one_address_that_is_not_public_rejects_the_name(address: str) -> None:
-    for found in ([address], ["8.8.8.8", address], [address, "8.8.8.8"]):
-        with pytest.raises(UrlRejected):
-            await PRODUCTION.resolve(TARGET, Resolver(*found))
+async def test_one_address_that_is_not_public_rejects_the_name() -> None:
+    for address in (*PRIVATE_ADDRESSES, "nonsense", ""):
+        for found in ([address], ["8.8.8.8", address], [address, "8.8.8.8"]):
+            with pytest.raises(UrlRejected):
+                await PRODUCTION.resolve(TARGET, Resolver(*found))
 
 
 @pytest.mark.anyio
