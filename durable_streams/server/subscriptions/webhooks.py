@@ -31,6 +31,10 @@ class Webhooks:
         timeout: Seconds for a whole delivery. It should be below the leases.
         post: Sends the requests instead of our own HTTP client; for tests, and for networks with rules of their own.
             It has to connect to no other addresses than it is given.
+
+    Raises:
+        TypeError: if `allowed_hosts` is a single str.
+        ValueError: if a host in it is not in lower case, or a time is not greater than 0.
     """
 
     signing_key: bytes | None = field(default=None, repr=False)
@@ -39,6 +43,16 @@ class Webhooks:
     connect_timeout: float = 10.0
     timeout: float = 30.0
     post: Post | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.allowed_hosts, str):
+            raise TypeError("allowed_hosts must be a collection of host names, got a str")
+        for host in self.allowed_hosts or ():
+            if host != host.lower():
+                raise ValueError(f"allowed_hosts must be in lower case, got {host!r}")
+        for name, value in (("connect_timeout", self.connect_timeout), ("timeout", self.timeout)):
+            if not value > 0:
+                raise ValueError(f"{name} must be greater than 0, got {value!r}")
 
 
 class Messenger:

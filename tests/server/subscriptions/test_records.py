@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from durable_streams.server import MemoryStore
 from durable_streams.server.subscriptions.model import PULL_WAKE, WEBHOOK, Config, Link, State
 from durable_streams.server.subscriptions.records import MemoryRecords, Record, decode_record, encode_record
+
+from .store_checks import check_subscription_store
 
 TEXTS = st.none() | st.text()
 TIMES = st.none() | st.floats(0, 1e12)
@@ -70,3 +73,10 @@ async def test_a_secret_is_kept_once() -> None:
 
     assert await records.keep_secret("k", b"1") == b"1"
     assert await records.keep_secret("k", b"2") == b"1"
+
+
+@pytest.mark.anyio
+async def test_the_memory_store_keeps_its_contract() -> None:
+    store = MemoryStore()
+
+    await check_subscription_store(lambda: store)

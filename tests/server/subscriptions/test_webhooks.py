@@ -1,18 +1,23 @@
 """Webhooks over HTTP: deliveries, their answers, callbacks, retries (protocol 7.1, D.9)."""
 
 import json
+import time
+from http.client import HTTPConnection
 
 import anyio
+import anyio.to_thread
 import pytest
+from anyio.abc import ByteStream
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from durable_streams.server import DurableStreamsApp, MemoryStore
+from durable_streams.server import DurableStreamsApp, MemoryStore, Server, Webhooks
 from durable_streams.server.subscriptions.delivery import DeliveryFailed
 from durable_streams.server.subscriptions.ssrf import UrlRejected
 from durable_streams.server.subscriptions.tokens import decode
 
 from ..driver import offset
 from .driver import Bench, Delivery, error, serving
+from .test_delivery import listening
 
 pytestmark = pytest.mark.anyio
 
@@ -387,3 +392,91 @@ async def test_an_expired_token_says_so() -> None:
         assert error(await callback(bench, delivery)) == (401, "TOKEN_EXPIRED")
         await bench.advance(0)
         (await bench.hook.next()).answer(200, {"done": True})
+
+
+async def test_a_name_that_comes_to_mean_our_network_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DNS rebinding: every try looks the name up once, and connects to what was checked."""
+    answers = [["8.8.8.8"], ["8.8.8.8", "10.0.0.1"], ["9.9.9.9"]]
+    asked: list[str] = []
+
+    async def getaddrinfo(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        asked.append(host)
+        return [(2, 1, 6, "", (address, port)) for address in answers[len(asked) - 1]]
+
+    monkeypatch.setattr(anyio, "getaddrinfo", getaddrinfo)
+    async with serving() as bench:
+        await bench.put("s1", type="webhook", pattern="demo/*", webhook={"url": "https://hooks.example/"})
+        assert asked == []
+        await bench.write("demo/a")
+        first = await bench.hook.next()
+        first.answer(500)
+        await bench.settle()
+        await bench.advance(1.2)
+        assert (len(asked), bench.hook.count) == (2, 1)
+
+        await bench.advance(2.4)
+
+        second = await bench.hook.next()
+        assert (first.addresses, second.addresses) == (["8.8.8.8"], ["9.9.9.9"])
+        second.answer(200, {"done": True})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"allowed_hosts": "hooks.example"}, {"allowed_hosts": ["Hooks.example"]}, {"timeout": 0}, {"connect_timeout": -1}],
+    ids=str,
+)
+async def test_options_that_cannot_work_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises((TypeError, ValueError), match=next(iter(options))):
+        Webhooks(**options)  # type: ignore[arg-type]
+
+
+async def test_only_allowed_hosts_get_webhooks() -> None:
+    app = DurableStreamsApp(webhooks=Webhooks(allowed_hosts={"hooks.example"}))
+    await app.subscriptions.load()
+    assert app.subscriptions.messenger is not None
+    policy = app.subscriptions.messenger.policy
+
+    policy.check_url("https://hooks.example/")
+    with pytest.raises(UrlRejected):
+        policy.check_url("https://other.example/")
+
+
+async def test_a_real_server_wakes_a_real_receiver() -> None:
+    received: list[bytes] = []
+
+    async def receive(stream: ByteStream) -> None:
+        async with stream:
+            request = b""
+            while b"\r\n\r\n" not in request or not request.endswith(b"}"):
+                request += await stream.receive()
+            received.append(request)
+            await stream.send(b'HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n{"done":true}')
+
+    async with listening(receive) as port, Server(webhooks=True, allow_insecure_webhooks=True) as server:
+
+        def talk() -> None:
+            connection = HTTPConnection(*server.base_url.removeprefix("http://").split(":"), timeout=20)  # type: ignore[arg-type]
+
+            def call(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
+                connection.request(method, f"/v1/stream/{path}", body, headers)
+                answer = connection.getresponse()
+                assert answer.status < 300
+                return answer.read()
+
+            config = {"type": "webhook", "pattern": "demo/*", "webhook": {"url": f"http://127.0.0.1:{port}/hook"}}
+            call("PUT", "__ds/subscriptions/s1", json.dumps(config).encode())
+            call("PUT", "demo/a", b"0123456789")
+            while True:
+                cursors = json.loads(call("GET", "__ds/subscriptions/s1"))["streams"]
+                if [link["acked_offset"] for link in cursors] == [offset(10)]:
+                    connection.close()
+                    return
+                time.sleep(0.01)
+
+        with anyio.fail_after(30):
+            await anyio.to_thread.run_sync(talk, abandon_on_cancel=True)
+
+    assert len(received) == 1
+    assert received[0].startswith(b"POST /hook HTTP/1.1\r\n")
+    assert json.loads(received[0].partition(b"\r\n\r\n")[2])["streams"][0]["path"] == "demo/a"
