@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from itertools import repeat
 from typing import Any
 
 import anyio
@@ -45,34 +46,41 @@ async def parse_json(url: str) -> int:
     return len(orjson.loads(bodies[url]))
 
 
-async def append_many(url: str, size: int, count: int) -> int:
+async def append_many(url: str, content_type: str, size: int, count: int) -> int:
     messages = [b"x" * size] * count
-    async with IdempotentProducer(url, "bench") as producer:
+    async with IdempotentProducer(url, "bench", content_type=content_type) as producer:
         await producer.append_many(messages)
         await producer.flush()
     return count
 
 
-async def append(url: str, size: int, count: int) -> int:
+async def append(url: str, content_type: str, size: int, count: int) -> int:
     message = b"x" * size
-    async with IdempotentProducer(url, "bench") as producer:
+    async with IdempotentProducer(url, "bench", content_type=content_type) as producer:
         for _ in range(count):
             await producer.append(message)
         await producer.flush()
     return count
 
 
-async def append_nowait(url: str, size: int, count: int) -> int:
+async def append_nowait(url: str, content_type: str, size: int, count: int) -> int:
     message = b"x" * size
-    async with IdempotentProducer(url, "bench") as producer:
+    async with IdempotentProducer(url, "bench", content_type=content_type, max_buffered_bytes=1 << 30) as producer:
         for _ in range(count):
             producer.append_nowait(message)
         await producer.flush()
     return count
 
 
-async def append_json(url: str, value: Any, count: int) -> int:
-    async with IdempotentProducer(url, "bench") as producer:
+async def append_many_json(url: str, content_type: str, value: Any, count: int) -> int:
+    async with IdempotentProducer(url, "bench", content_type=content_type) as producer:
+        await producer.append_many(map(orjson.dumps, repeat(value, count)))
+        await producer.flush()
+    return count
+
+
+async def append_json(url: str, content_type: str, value: Any, count: int) -> int:
+    async with IdempotentProducer(url, "bench", content_type=content_type) as producer:
         for _ in range(count):
             await producer.append_json(value)
         await producer.flush()
@@ -83,7 +91,7 @@ WORK: dict[str, Callable[..., Awaitable[int]]] = {
     work.__name__: work
     for work in (
         *(read_bytes, read_json_items, read_json_batches, parse_json),
-        *(append_many, append, append_nowait, append_json),
+        *(append_many, append, append_nowait, append_many_json, append_json),
     )
 }
 #: What `parse_json` parses: fetched beforehand.

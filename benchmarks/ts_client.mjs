@@ -43,7 +43,7 @@ const work = {
     return count
   },
 
-  async append_json(url, { value, count }) {
+  async append_many_json(url, { value, count }) {
     const producer = producerOf(url, "application/json")
     for (let number = 0; number < count; number++) producer.append(JSON.stringify(value))
     await producer.flush()
