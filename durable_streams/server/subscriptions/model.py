@@ -208,8 +208,8 @@ class Subscription:
         *,
         quiet: Container[str] = frozenset(),
     ) -> None:
-        self.config = config
-        self.quiet = quiet
+        self.config: Config = config
+        self.quiet: Container[str] = quiet
         self.state: State = State() if state is None else state
         self.links: dict[str, Link] = dict(links or {})
         self.seen: dict[str, Seen] = {}

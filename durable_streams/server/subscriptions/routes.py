@@ -39,8 +39,8 @@ class Problem(Exception):  # noqa: N818  # control flow inside the server; never
 
     def __init__(self, status: int, code: str, text: str, **facts: object) -> None:
         super().__init__(status, code, text)
-        self.status = status
-        self.error = {"code": code, "message": text, **facts}
+        self.status: int = status
+        self.error: dict[str, object] = {"code": code, "message": text, **facts}
 
 
 @dataclass(frozen=True, slots=True)

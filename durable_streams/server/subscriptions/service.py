@@ -74,12 +74,14 @@ class Kept:
     """
 
     def __init__(self, record: Record, links: dict[str, Link], wake_streams: Counter[str]) -> None:
-        self.record = record
-        self.paths = Paths(record.root)
-        self.model = Subscription(record.config, record.state, links, quiet=_Quiet(self.paths, wake_streams))
-        self.lock = anyio.Lock()
-        self.busy = False
-        self.removed = False
+        self.record: Record = record
+        self.paths: Paths = Paths(record.root)
+        self.model: Subscription = Subscription(
+            record.config, record.state, links, quiet=_Quiet(self.paths, wake_streams)
+        )
+        self.lock: anyio.Lock = anyio.Lock()
+        self.busy: bool = False
+        self.removed: bool = False
         self.timer: float | None = None
 
     def __repr__(self) -> str:

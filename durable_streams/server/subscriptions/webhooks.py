@@ -75,8 +75,8 @@ class Messenger:
         *,
         allow_insecure: bool,
     ) -> None:
-        self.keys = keys
-        self.policy = Policy(allow_insecure, options.allowed_hosts)
+        self.keys: SigningKeys = keys
+        self.policy: Policy = Policy(allow_insecure, options.allowed_hosts)
         self._tokens = tokens
         self._clock = clock
         self._post: Post = SocketPost() if options.post is None else options.post
