@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 import click
 
-from ..server import MemoryStore, Server
+from ..server import MemoryStore, Server, SQLiteStore, Store
 from . import output
 from .failures import CommandError
 from .help import Command
@@ -15,6 +17,7 @@ from .help import Command
     short_help="Run a server.",
     examples=[
         "durable-streams serve --port 8080",
+        "durable-streams serve --store sqlite:/var/lib/streams.db",
     ],
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
@@ -28,10 +31,11 @@ from .help import Command
 @click.option("--root", default="/v1/stream", show_default=True, help="Path below which streams live.")
 @click.option(
     "--store",
-    type=click.Choice(["memory"]),
+    metavar="memory | sqlite:PATH",
     default="memory",
     show_default=True,
-    help="Where streams are kept. What is in memory is gone when the server ends.",
+    help="Where streams are kept. What is in memory is gone when the server ends; what is in SQLite is on disk when "
+    "it is acknowledged.",
 )
 @click.option(
     "--long-poll-timeout",
@@ -48,11 +52,14 @@ def serve(host: str, port: int, root: str, store: str, long_poll_timeout: float)
     "durable-streams: serving" and the URL below which streams live.
     """
     try:
-        server = Server(MemoryStore(), host=host, port=port, root=root, long_poll_timeout=long_poll_timeout)
+        server = Server(_opened(store), host=host, port=port, root=root, long_poll_timeout=long_poll_timeout)
     except ValueError as error:
         raise click.UsageError(f"{error}.") from error
     except ModuleNotFoundError as error:
         raise CommandError(str(error)) from error
+
+    # Our own line says what is wrong; without a handler, what uvicorn logs would go to standard error as well.
+    logging.getLogger("uvicorn").addHandler(logging.NullHandler())
 
     def announce() -> None:
         output.say(f"durable-streams: serving {server.url} from {store}; Ctrl-C stops")
@@ -63,3 +70,12 @@ def serve(host: str, port: int, root: str, store: str, long_poll_timeout: float)
         raise CommandError(str(error)) from error
     except OSError as error:
         raise CommandError(f"{error.strerror or error}; choose another with --port, 0 takes a free one") from error
+
+
+def _opened(store: str) -> Store:
+    kind, _, path = store.partition(":")
+    if kind == "memory" and not path:
+        return MemoryStore()
+    if kind == "sqlite" and path:
+        return SQLiteStore(path)
+    raise click.BadParameter(f"{store!r} is neither memory nor sqlite:PATH", param_hint="'--store'")

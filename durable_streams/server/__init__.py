@@ -16,6 +16,11 @@ from .subscriptions.webhooks import Webhooks as Webhooks
 
 # Stores
 from .stores.memory import MemoryStore as MemoryStore
+from .stores.sqlite import SQLiteStore as SQLiteStore
+from .stores.errors import StoreError as StoreError
+from .stores.errors import StoreFailedError as StoreFailedError
+from .stores.errors import StoreFormatError as StoreFormatError
+from .stores.errors import StoreInUseError as StoreInUseError
 
 # Writing a store of one's own: the seam
 from .stores.base import Store as Store
@@ -88,9 +93,14 @@ __all__ = [
     "ProducerState",
     "Reason",
     "Refused",
+    "SQLiteStore",
     "Server",
     "SoftDeleted",
     "Store",
+    "StoreError",
+    "StoreFailedError",
+    "StoreFormatError",
+    "StoreInUseError",
     "StorePage",
     "StreamConfig",
     "StreamInfo",

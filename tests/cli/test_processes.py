@@ -17,7 +17,7 @@ def announced(server: "subprocess.Popen[bytes]") -> str:
     """The URL that `serve` announces."""
     assert server.stderr is not None
     line = server.stderr.readline().decode()
-    found = re.fullmatch(r"durable-streams: serving (http://\S+) from memory; Ctrl-C stops\n", line)
+    found = re.fullmatch(r"durable-streams: serving (http://\S+) from \S+; Ctrl-C stops\n", line)
     assert found is not None, line
     return found.group(1)
 
@@ -45,6 +45,39 @@ def test_serve_keeps_a_long_poll_for_as_long_as_it_is_told(run: Run) -> None:
             status = answer.status
 
     assert status == 204
+
+
+def test_what_a_durable_server_has_acknowledged_survives_its_kill(run: Run, tmp_path: Path) -> None:
+    store = f"sqlite:{tmp_path / 'streams.db'}"
+    with process("serve", "--port", "0", "--store", store) as server:
+        url = announced(server) + "/a"
+        run("create", url, "--json")
+        acknowledged = run("produce", url, "--json", "--producer-id", "p", stdin=b"1\n2\n")
+        server.kill()
+        server.wait()
+
+    with process("serve", "--port", "0", "--store", store) as server:
+        url = announced(server) + "/a"
+        again = run("produce", url, "--json", "--producer-id", "p", stdin=b"3\n")
+
+        assert (acknowledged.code, again.code) == (0, 0)
+        assert run("read", url, "--json").lines == ["1", "2", "3"]
+
+
+def test_a_store_that_cannot_be_opened_is_one_line(run: Run, tmp_path: Path) -> None:
+    with process("serve", "--port", "0", "--store", f"sqlite:{tmp_path / 'none' / 'streams.db'}") as server:
+        _, err = server.communicate()
+
+    assert server.returncode == 1
+    assert re.fullmatch(rb"durable-streams: .*streams\.db: cannot open .*\n", err)
+
+
+@pytest.mark.parametrize("store", ["disk", "sqlite", "sqlite:", "memory:x"])
+def test_an_unknown_store_is_a_usage_error(run: Run, store: str) -> None:
+    done = run("serve", "--store", store)
+
+    assert done.code == 2
+    assert "neither memory nor sqlite:PATH" in done.err
 
 
 def test_a_busy_port_is_one_line_with_the_next_step(run: Run) -> None:
