@@ -46,7 +46,7 @@ class Batch:
         return self.checkpoint.stream_closed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # Without slots: Python 3.11 cannot make `JsonBatch[int](...)` of a frozen class that has them.
 class JsonBatch(Batch, Generic[T]):
     """A batch of a JSON stream.
 
