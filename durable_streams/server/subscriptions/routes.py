@@ -15,7 +15,8 @@ from ..responses import NO_STORE, Headers, Rejection
 from .bodies import RESERVED, BadRequest, Paths, read_acks, read_config, read_object, read_streams, read_text, read_wake
 from .model import PULL_WAKE, WEBHOOK, Denied, Kind, Reason
 from .records import Record, subscription_path
-from .service import Kept, NoSuchSubscription, OtherConfig, SubscriptionService
+from .registry import Kept
+from .service import NoSuchSubscription, OtherConfig, SubscriptionService
 from .ssrf import UrlRejected
 from .tokens import Grant, InvalidToken, Purpose
 from .webhooks import format_cursor, tell

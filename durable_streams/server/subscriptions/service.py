@@ -23,7 +23,6 @@ import json
 import logging
 import random
 import secrets
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -38,8 +37,9 @@ from ..protocol import AppendRequest, InvalidJson, ProducerStamp, Refused
 from ..stores.base import Store, StreamInfo
 from .bodies import BadRequest, Paths
 from .delivery import SocketPost
-from .model import WEBHOOK, Change, Config, Denied, Link, Seen, Snapshot, Subscription, Wake, merge
+from .model import WEBHOOK, Change, Config, Denied, Link, Seen, Snapshot, Wake, merge
 from .records import Record, SubscriptionStore
+from .registry import Kept, Registry
 from .signing import SigningKeys
 from .tokens import KEY_BYTES, Grant, Purpose, Tokens
 from .webhooks import Messenger, Webhooks
@@ -58,51 +58,6 @@ class NoSuchSubscription(Exception):  # noqa: N818  # control flow inside the se
 
 class OtherConfig(Exception):  # noqa: N818  # control flow inside the server; never reaches a user
     """A subscription of this id has another configuration."""
-
-
-class Kept:
-    """One subscription in the service's hands.
-
-    Attributes:
-        record: As it is kept.
-        model: Its state machine.
-        paths: Between its paths and the store's.
-        lock: Held while its streams are looked at and a decision is made and kept.
-        busy: Whether a wake is being sent.
-        removed: Whether it was deleted.
-        timer: When the loop will look at it at the latest.
-    """
-
-    def __init__(self, record: Record, links: dict[str, Link], wake_streams: Counter[str]) -> None:
-        self.record: Record = record
-        self.paths: Paths = Paths(record.root)
-        self.model: Subscription = Subscription(
-            record.config, record.state, links, quiet=_Quiet(self.paths, wake_streams)
-        )
-        self.lock: anyio.Lock = anyio.Lock()
-        self.busy: bool = False
-        self.removed: bool = False
-        self.timer: float | None = None
-
-    def __repr__(self) -> str:
-        return f"<Kept {self.record.path}: {self.model!r}>"
-
-    @property
-    def glob_key(self) -> tuple[str, str]:
-        """Where the pattern is filed: by its first segment if that is plain, else with those that may match all."""
-        glob = self.model.glob
-        return self.record.root, "" if glob is None else glob.prefix.partition("/")[0]
-
-
-class _Quiet:
-    """The wake streams, by the paths of one subscription."""
-
-    def __init__(self, paths: Paths, wake_streams: Counter[str]) -> None:
-        self._paths = paths
-        self._wake_streams = wake_streams
-
-    def __contains__(self, path: object) -> bool:
-        return isinstance(path, str) and self._wake_streams[self._paths.full(path)] > 0
 
 
 class SubscriptionService:
@@ -151,11 +106,7 @@ class SubscriptionService:
         self.running: bool = False
         self.messenger: Messenger | None = None
         self._tokens: Tokens | None = None
-        self._kept: dict[str, Kept] = {}
-        self._linked: dict[str, set[Kept]] = {}
-        self._globs: dict[tuple[str, str], set[Kept]] = {}
-        self._roots: Counter[str] = Counter()
-        self._wake_streams: Counter[str] = Counter()
+        self._registry = Registry()
         self._hints: dict[str, None] = {}
         self._hints_lock = anyio.Lock()
         self._creating = 0
@@ -167,7 +118,7 @@ class SubscriptionService:
 
     def __repr__(self) -> str:
         state = "running" if self.running else "stopped"
-        return f"<SubscriptionService {state} with {len(self._kept)} subscriptions>"
+        return f"<SubscriptionService {state} with {len(self._registry.by_path)} subscriptions>"
 
     # Life
 
@@ -195,7 +146,7 @@ class SubscriptionService:
 
     def notice(self, path: str) -> None:
         """A stream was created, appended to, closed or deleted. Cheap."""
-        if self.running and (self._kept or self._creating):
+        if self.running and (self._registry.by_path or self._creating):
             self._hints[path] = None
             self._kick.set()
 
@@ -221,9 +172,9 @@ class SubscriptionService:
         if not isinstance(store, SubscriptionStore):
             return
         self._store: SubscriptionStore = store
-        self._kept.clear()
-        for index in (self._linked, self._globs, self._roots, self._wake_streams, self._dirty, self._hints):
-            index.clear()
+        self._registry = Registry()
+        self._dirty.clear()
+        self._hints.clear()
         self._timers.clear()
         self._hints_lock = anyio.Lock()
         token_key = self._token_key or await store.keep_secret("token_key", secrets.token_bytes(KEY_BYTES))
@@ -238,7 +189,7 @@ class SubscriptionService:
         for record, links in await store.load_subscriptions():
             if record.config.kind == WEBHOOK and self.messenger is None:
                 logger.warning("webhooks are off, so this subscription sleeps subscription=%s", record.id)
-            self._register(Kept(record, dict(links), self._wake_streams))
+            self._register(Kept(record, dict(links), self._registry.wake_streams))
         await self.scan()
 
     # The loop
@@ -367,25 +318,10 @@ class SubscriptionService:
                 noticed, self._hints = self._hints, {}
                 wanted: dict[Kept, list[str]] = {}
                 for full in noticed:
-                    for kept in self._interested(full):
+                    for kept in self._registry.interested(full):
                         wanted.setdefault(kept, []).append(kept.paths.relative(full))
                 for kept, paths in wanted.items():
                     await self._look(kept, paths)
-
-    def _interested(self, full: str) -> set[Kept]:
-        found = set(self._linked.get(full, ()))
-        for root in self._roots:
-            if full.startswith(root + "/"):
-                path = full[len(root) + 1 :]
-                for key in (path.partition("/")[0], ""):
-                    found.update(kept for kept in self._globs.get((root, key), ()) if kept.model.covers(path))
-        if self._wake_streams[full]:
-            found.update(
-                kept
-                for kept in self._kept.values()
-                if kept.record.config.wake_stream and kept.paths.full(kept.record.config.wake_stream) == full
-            )
-        return found
 
     async def _look(self, kept: Kept, paths: Iterable[str]) -> None:
         """Look at streams for one subscription. A failure is left to the next scan."""
@@ -414,7 +350,7 @@ class SubscriptionService:
 
     async def scan(self) -> None:
         """Compare all subscriptions with all streams."""
-        for kept in list(self._kept.values()):
+        for kept in list(self._registry.by_path.values()):
             paths = dict.fromkeys(kept.model.links)
             try:
                 async for path, _ in self._matches(kept):
@@ -455,39 +391,12 @@ class SubscriptionService:
         kept.record = record
         kept.model.apply(change)
         for path, link in change.links.items():
-            self._index(kept, path, link)
+            self._registry.index(kept, path, link)
         self._touch(kept)
-
-    def _index(self, kept: Kept, path: str, link: Link | None) -> None:
-        full = kept.paths.full(path)
-        if link is not None:
-            self._linked.setdefault(full, set()).add(kept)
-        elif full in self._linked:
-            self._linked[full].discard(kept)
-            if not self._linked[full]:
-                del self._linked[full]
 
     def _register(self, kept: Kept) -> None:
-        self._kept[kept.record.path] = kept
-        self._roots[kept.record.root] += 1
-        if kept.model.glob is not None:
-            self._globs.setdefault(kept.glob_key, set()).add(kept)
-        if kept.record.config.wake_stream is not None:
-            self._wake_streams[kept.paths.full(kept.record.config.wake_stream)] += 1
-        for path, link in kept.model.links.items():
-            self._index(kept, path, link)
+        self._registry.add(kept)
         self._touch(kept)
-
-    def _unregister(self, kept: Kept) -> None:
-        kept.removed = True
-        del self._kept[kept.record.path]
-        self._roots -= Counter([kept.record.root])
-        self._globs.get(kept.glob_key, set()).discard(kept)
-        if kept.record.config.wake_stream is not None:
-            self._wake_streams[kept.paths.full(kept.record.config.wake_stream)] -= 1
-        for path in kept.model.links:
-            self._index(kept, path, None)
-        self._dirty.pop(kept, None)
 
     # Requests
 
@@ -499,7 +408,7 @@ class SubscriptionService:
             NoSuchSubscription: if there is none.
         """
         await self._take_hints()
-        kept = self._kept.get(path)
+        kept = self._registry.by_path.get(path)
         if kept is None:
             raise NoSuchSubscription
         async with kept.lock:
@@ -527,14 +436,16 @@ class SubscriptionService:
         """
         record = Record(root, subscription_id, secrets.token_urlsafe(9), config, self._clock(), origin)
         async with self._hints_lock:
-            existing = self._kept.get(record.path)
+            existing = self._registry.by_path.get(record.path)
             if existing is not None:
                 if existing.record.config.digest != config.digest:
                     raise OtherConfig
                 return existing, False
-            kept = Kept(record, {}, self._wake_streams)
+            kept = Kept(record, {}, self._registry.wake_streams)
             if config.wake_stream is not None:
-                self._wake_streams[kept.paths.full(config.wake_stream)] += 1  # so that its own pattern skips it
+                self._registry.wake_streams[kept.paths.full(config.wake_stream)] += (
+                    1  # so that its own pattern skips it
+                )
             self._creating += 1
             try:
                 links, seen = await self._first_links(kept)
@@ -542,8 +453,8 @@ class SubscriptionService:
                     await self._store.save_subscription(record, links)
             finally:
                 self._creating -= 1
-                if config.wake_stream is not None:
-                    self._wake_streams[kept.paths.full(config.wake_stream)] -= 1
+                if kept.wake_path is not None:
+                    self._registry.wake_streams[kept.wake_path] -= 1
             kept.model.apply(Change(record.state, links))
             self._register(kept)
             for path, what in seen.items():
@@ -564,14 +475,15 @@ class SubscriptionService:
 
     async def remove(self, path: str) -> None:
         """Delete a subscription, if there is one. What workers and deliveries say from now on is void."""
-        kept = self._kept.get(path)
+        kept = self._registry.by_path.get(path)
         if kept is None:
             return
         async with kept.lock:
             if not kept.removed:
                 with anyio.CancelScope(shield=True):
                     await self._store.remove_subscription(path)
-                self._unregister(kept)
+                self._registry.discard(kept)
+                self._dirty.pop(kept, None)
 
     async def link(self, path: str, streams: Sequence[str]) -> None:
         """Name streams explicitly; they begin at their tails.
