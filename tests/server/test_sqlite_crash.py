@@ -85,9 +85,9 @@ async def live_and_die(path: Path, backend: str, seed: int, end: signal.Signals,
                         process.send_signal(end)
         except (anyio.EndOfStream, anyio.IncompleteRead):
             pass
-        finally:
-            if process.returncode is None:
-                process.kill()
+        except BaseException:
+            process.kill()
+            raise
         await process.wait()
         assert lines <= 0, "the child ended by itself"
         assert ended == (end is signal.SIGTERM)
