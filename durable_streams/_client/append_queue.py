@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 from .._core import wire
 from ..errors import AlreadyClosedError, DurableStreamError
@@ -78,11 +79,11 @@ Send = Callable[[Route, list[Entry]], Awaitable[AppendResult]]
 class _Worker:
     """The state of a queue's worker task."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shield: bool) -> None:
         self.began = anyio.Event()
         self.finished = anyio.Event()
         self.wake = anyio.Event()
-        self.scope = anyio.CancelScope()
+        self.scope = anyio.CancelScope(shield=shield)
 
 
 class AppendQueue:
@@ -126,6 +127,8 @@ class AppendQueue:
                 self.requests += 1
                 return await self._send(entry.route, [entry])
         await self._queued(entry)
+        if entry.error is not None:
+            await anyio.lowlevel.checkpoint_if_cancelled()  # What ended the worker may have cancelled us as well.
         if isinstance(entry.error, DurableStreamError):
             # Each caller gets an error of its own: tracebacks of several tasks must not mix.
             raise copy.copy(entry.error) from entry.error.__cause__
@@ -146,6 +149,7 @@ class AppendQueue:
         try:
             await self._queued(entry)
             if entry.error is not None:
+                await anyio.lowlevel.checkpoint_if_cancelled()
                 raise entry.error
             async with self._lock:
                 yield
@@ -178,14 +182,21 @@ class AppendQueue:
 
     # -- Worker --------------------------------------------------------------------------------------------
 
-    async def start(self, task_group: Any) -> None:
-        """Start the worker in a task group or nursery (anything with `start_soon`); returns when it runs."""
-        self._worker = worker = _Worker()
+    async def start(self, task_group: Any, *, shield: bool) -> None:
+        """Start the worker; returns when it runs.
+
+        Args:
+            task_group: A task group or nursery: anything with `start_soon`.
+            shield: Whether only `aclose` ends the worker, so that what is on the wire survives the cancellation of
+                the surrounding scope for a moment. Whoever asks for this has to call `aclose`.
+        """
+        self._worker = worker = _Worker(shield=shield)
         task_group.start_soon(self._run, worker)
         try:
             await worker.began.wait()
         except BaseException:
             self._worker = None
+            worker.scope.cancel()
             raise
 
     async def _run(self, worker: _Worker) -> None:

@@ -34,7 +34,7 @@ logger = logging.getLogger("durable_streams.handle")
 
 Headers = Mapping[str, HeaderValue]
 Params = Mapping[str, ParamValue]
-#: Seconds that requests under way get when the block is left by an exception.
+#: Seconds that requests under way get when the block is left by an exception or cancelled.
 _EXIT_GRACE = 1.0
 
 
@@ -147,17 +147,17 @@ class DurableStream:
 
     async def __aenter__(self) -> DurableStream:
         self._check_startable()
-        self._entered = True
         if self._batching:
             task_group = anyio.create_task_group()
             await task_group.__aenter__()
             try:
-                await self._queue.start(task_group)
+                await self._queue.start(task_group, shield=True)
             except BaseException:
                 task_group.cancel_scope.cancel()
                 await task_group.__aexit__(None, None, None)
                 raise
             self._task_group = task_group
+        self._entered = True
         return self
 
     async def __aexit__(
@@ -188,7 +188,7 @@ class DurableStream:
         """
         self._check_startable()
         if self._batching:
-            await self._queue.start(task_group)
+            await self._queue.start(task_group, shield=False)
 
     def _check_startable(self) -> None:
         self._queue.check_open()

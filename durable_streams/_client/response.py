@@ -133,7 +133,7 @@ class StreamResponse:
         self._start_offset = start_offset
         self._consumer: str | None = None
         self._finished = False
-        self._cancelled = False
+        self._collecting_since: Checkpoint | None = None
         self._error: BaseException | None = None
         self._closed_event: anyio.Event | None = None
         self._batches = 0
@@ -187,27 +187,27 @@ class StreamResponse:
     @property
     def checkpoint(self) -> Checkpoint:
         """Position after the last batch that the consumer is done with; safe to store at any time."""
-        return self._session.delivered
+        return self._collecting_since or self._session.delivered
 
     @property
     def offset(self) -> str:
         """`checkpoint.offset`."""
-        return self._session.delivered.offset
+        return self.checkpoint.offset
 
     @property
     def cursor(self) -> str | None:
         """`checkpoint.cursor`."""
-        return self._session.delivered.cursor
+        return self.checkpoint.cursor
 
     @property
     def up_to_date(self) -> bool:
         """`checkpoint.up_to_date`."""
-        return self._session.delivered.up_to_date
+        return self.checkpoint.up_to_date
 
     @property
     def stream_closed(self) -> bool:
         """`checkpoint.stream_closed`."""
-        return self._session.delivered.stream_closed
+        return self.checkpoint.stream_closed
 
     def statistics(self) -> ReadStatistics:
         """What the session has done so far."""
@@ -241,8 +241,15 @@ class StreamResponse:
         return self._read(max_bytes)
 
     async def _read(self, max_bytes: int | None) -> bytes:
-        data = joined(await self._collect(max_bytes), json=self._session.json)
-        return data or (b"[]" if self._session.json else b"")
+        json = self._session.json
+        parts: list[bytes] = []
+
+        def keep(page: Page) -> Batch:
+            parts.extend(page.data)
+            return Batch(page.checkpoint)
+
+        await self._collect(keep, max_bytes)
+        return joined(tuple(parts), json=json) or (b"[]" if json else b"")
 
     def text(
         self, *, max_bytes: int | None = None, errors: Literal["strict", "replace"] = "strict"
@@ -279,13 +286,7 @@ class StreamResponse:
             text = decoder.decode(joined(page.data, json=False), final=checkpoint.up_to_date, offset=page.before)
             return TextBatch(checkpoint, text)
 
-        pieces: list[str] = []
-        self._driver.budget = max_bytes
-        while (batch := await self._next(decode)) is not None:
-            pieces.append(batch.text)
-            if await self._enough(batch, max_bytes):
-                break
-        return "".join(pieces)
+        return "".join([batch.text for batch in await self._collect(decode, max_bytes)])
 
     @overload
     def json(
@@ -325,11 +326,8 @@ class StreamResponse:
 
     async def _json(self, decode: Decoder[JsonBatch[Any]], max_bytes: int | None) -> list[Any]:
         items: list[Any] = []
-        self._driver.budget = max_bytes
-        while (batch := await self._next(decode)) is not None:
+        for batch in await self._collect(decode, max_bytes):
             items += batch.items
-            if await self._enough(batch, max_bytes):
-                break
         return items
 
     @overload
@@ -522,7 +520,6 @@ class StreamResponse:
         self._session.cancel()
         self._driver.interrupt()
         if not self._finished:
-            self._cancelled = True
             self._set_closed(None)
 
     async def aclose(self) -> None:
@@ -607,27 +604,24 @@ class StreamResponse:
         self._bytes += sum(map(len, page.data))
         return batch
 
-    async def _collect(self, max_bytes: int | None) -> tuple[bytes, ...]:
-        parts: list[bytes] = []
+    async def _collect(self, decode: Decoder[B], max_bytes: int | None) -> list[B]:
+        """All batches up to the first that is up to date, whatever `live` says: the end of `read`, `text` and `json`.
 
-        def keep(page: Page) -> Batch:
-            parts.extend(page.data)
-            return Batch(page.checkpoint)
-
+        Nothing is with the caller before the last batch is. Until then the position stays where it was.
+        """
+        batches: list[B] = []
+        self._collecting_since = self._session.delivered
         self._driver.budget = max_bytes
-        while (batch := await self._next(keep)) is not None:
-            if await self._enough(batch, max_bytes):
+        while (batch := await self._next(decode)) is not None:
+            batches.append(batch)
+            if batch.up_to_date:
+                self._driver.taken()
+                await self.aclose()
                 break
-        return tuple(parts)
-
-    async def _enough(self, batch: Batch, max_bytes: int | None) -> bool:
-        """Up to date is the end for `read`, `text` and `json`, whatever `live` says."""
-        if max_bytes is not None:
-            self._driver.budget = max_bytes - self._bytes
-        if batch.up_to_date:
-            self._driver.taken()
-            await self.aclose()
-        return batch.up_to_date
+            if max_bytes is not None:
+                self._driver.budget = max_bytes - self._bytes
+        self._collecting_since = None
+        return batches
 
     async def _finish(self, error: BaseException | None) -> None:
         self._set_closed(error)

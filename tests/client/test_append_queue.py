@@ -525,6 +525,27 @@ async def test_a_block_left_by_an_exception_gives_requests_one_second() -> None:
     assert [sent.body for sent in transport.sent] == [b"a", b"b"]
 
 
+@pytest.mark.usefixtures("fake_clock")
+async def test_a_cancelled_block_lets_the_request_on_the_wire_complete_for_a_second() -> None:
+    transport = MemoryTransport(Answer(204, before=[0.6]), Answer(204, before=[5.0]))
+
+    for requests, seconds in ((1, 0.6), (2, 1.0)):
+        with anyio.CancelScope() as scope:
+            async with (
+                DurableStream("http://host/s", content_type=TEXT, transport=transport) as handle,
+                anyio.create_task_group() as tasks,
+            ):
+                start = anyio.current_time()
+                tasks.start_soon(handle.append, "x")
+                while len(transport.sent) < requests:
+                    await anyio.lowlevel.checkpoint()
+                scope.cancel()
+        assert scope.cancelled_caught
+        assert anyio.current_time() - start == pytest.approx(seconds, abs=0.01)
+
+    assert transport.open_exchanges == 0
+
+
 async def test_cancelling_the_block_ends_the_worker() -> None:
     async with ScriptedServer(lambda request: Reply(204)) as server:
         with anyio.CancelScope() as scope:
