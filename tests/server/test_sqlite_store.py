@@ -39,6 +39,8 @@ from durable_streams.testing.store_steps import (
     read_pages,
 )
 
+from .subscriptions.store_checks import check_subscription_store
+
 pytestmark = pytest.mark.anyio
 
 JSON = "application/json"
@@ -77,6 +79,26 @@ async def test_it_keeps_its_promises(tmp_path: Path) -> None:
 )
 async def test_it_keeps_them_with_little_memory(tmp_path: Path, options: dict[str, int]) -> None:
     await check_store(stores(tmp_path, durability="relaxed", **options))
+
+
+async def test_it_keeps_subscriptions_as_promised(tmp_path: Path) -> None:
+    await check_subscription_store(lambda: SQLiteStore(tmp_path / "store.db"))
+
+
+async def test_a_long_list_of_streams_skips_the_expired_ones(tmp_path: Path) -> None:
+    async with SQLiteStore(tmp_path / "store.db", durability="relaxed") as store:
+        for number in range(60):
+            path = f"/v1/stream/{number:02}"
+            ref = expect(Created, await create_stream(store, path=path, ttl=10 if number % 3 else 1000)).info.ref
+            if number == 31:
+                store.touch(ref, 5.0)
+        await append_to(store, b"data", path="/v1/stream/30")
+
+        found = await store.list_streams("/v1/stream/", "/v1/stream/20", 6, 12.0)
+
+        names = [info.ref.path.removeprefix("/v1/stream/") for info in found]
+        assert names == ["21", "24", "27", "30", "31", "33"]
+        assert [info.tail for info in found] == [0, 0, 0, 4, 0, 0]
 
 
 # --- opening and closing

@@ -45,6 +45,7 @@ from .sqlite_live import Live, LiveWatch, RecentPage
 from .sqlite_opening import Opening, Options, open_files
 from .sqlite_reading import StoredPage
 from .sqlite_schema import Check, Durability
+from .sqlite_subscriptions import SubscriptionTables
 from .sqlite_writer import WriterStatistics
 
 
@@ -67,8 +68,8 @@ class SQLiteStatistics:
     log_bytes: int
 
 
-class SQLiteStore:
-    """Keeps streams in a file. One object, in one process, owns it while it is open.
+class SQLiteStore(SubscriptionTables):
+    """Keeps streams, and subscriptions to them, in a file. One object, in one process, owns it while it is open.
 
     It is opened and closed as a context manager, and used on the event loop that opened it; after it was closed it may
     be opened again. Beside the file there are `<path>-wal`, `<path>-shm` and `<path>-lock`. Keep them together, on a

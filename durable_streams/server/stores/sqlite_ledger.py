@@ -32,7 +32,7 @@ from ..protocol import (
     StreamState,
     decide,
 )
-from .base import AppendResult, Created, CreateResult, Deleted, DeleteResult, Exists, SoftDeleted, StreamInfo, StreamRef
+from .base import AppendResult, Created, CreateResult, Deleted, DeleteResult, Exists, SoftDeleted, StreamRef
 from .sqlite_access import Accesses, expiry
 from .sqlite_blocks import Block, branch, is_boundary, make_blocks, pack
 from .sqlite_reading import StoredBlocks
@@ -104,7 +104,7 @@ class Ledger:
         existing = self.find(r.path, now)
         if existing is not None:
             refused = decide_repetition(existing.state, existing.asked, existing.config, r)
-            return Exists(_info(existing)) if refused is None else refused
+            return Exists(existing.info()) if refused is None else refused
         fork = r.config.fork
         source = None if fork is None else self.find(fork.source, now)
         if source is not None:
@@ -132,7 +132,7 @@ class Ledger:
         if source is not None:
             self.execute(_ADD_EDGE, (number, source.id))
         self._now = now
-        return Created(_info(record))
+        return Created(record.info())
 
     def append(self, r: AppendRequest, now: float) -> AppendResult:
         """Append and close, see `Store.append`."""
@@ -396,8 +396,3 @@ class _Source:
     def rest_of_append(self, offset: Offset) -> Payload:
         """What the append that holds the byte at `offset` has from there on."""
         return self._blocks.rest_of_append(offset, is_json(self.config.effective_type))
-
-
-def _info(record: Record) -> StreamInfo:
-    config, state = record.config, record.state
-    return StreamInfo(record.ref, config.effective_type, state.tail, state.closed, config.ttl, config.expires_at)

@@ -11,7 +11,7 @@ from ..creation import Fork, StreamConfig
 from ..offsets import Offset
 from ..protocol import ProducerStamp, StreamState
 from ..timestamps import Instant
-from .base import StreamRef
+from .base import StreamInfo, StreamRef
 from .sqlite_access import expiry
 from .sqlite_blocks import Block, Lineage, branch
 from .sqlite_schema import LIVE, REMOVED, SOFT_DELETED
@@ -19,6 +19,10 @@ from .sqlite_schema import LIVE, REMOVED, SOFT_DELETED
 _LOAD = """
 SELECT *, (SELECT max(end_offset) FROM blocks WHERE stream = streams.id) AS last_end
 FROM streams WHERE path = ? AND state < 2
+"""
+_LIST = """
+SELECT *, (SELECT max(end_offset) FROM blocks WHERE stream = streams.id) AS last_end
+FROM streams WHERE path >= ? AND path > ? AND state < 2 AND state = 0 ORDER BY path LIMIT ?
 """
 
 # From a stream up to the first of its ancestors.
@@ -82,6 +86,11 @@ class Record:
     depth: int = 0
     removed: bool = False
 
+    def info(self) -> StreamInfo:
+        """The stream in the words of the seam."""
+        config, state = self.config, self.state
+        return StreamInfo(self.ref, config.effective_type, state.tail, state.closed, config.ttl, config.expires_at)
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -131,12 +140,27 @@ class Change:
 
 def load(connection: sqlite3.Connection, path: str) -> Record | None:
     """The stream at a path, which may be soft-deleted or past its expiry; None if there is none."""
-    cursor = connection.execute(_LOAD, (path,))
+    rows = _rows(connection, _LOAD, (path,))
+    return _record(rows[0], connection) if rows else None
+
+
+def list_records(connection: sqlite3.Connection, prefix: str, after: str, limit: int) -> list[Record]:
+    """Streams whose path begins with `prefix` and is greater than `after`, in order; without soft-deleted ones.
+
+    Their lineage is left out.
+    """
+    rows = _rows(connection, _LIST, (prefix, after, limit))
+    return [_record(row) for row in rows if row["path"].startswith(prefix)]
+
+
+def _rows(connection: sqlite3.Connection, statement: str, parameters: tuple[object, ...]) -> list[sqlite3.Row]:
+    cursor = connection.execute(statement, parameters)
     cursor.row_factory = sqlite3.Row
-    row = cursor.fetchone()
-    cursor.close()
-    if row is None:
-        return None
+    return cursor.fetchall()
+
+
+def _record(row: sqlite3.Row, connection: sqlite3.Connection | None = None) -> Record:
+    """The record of a row. Without a connection its lineage is left out."""
     fork = became_fork = None
     if row["fork_path"] is not None:
         fork = Fork(row["fork_path"], row["fork_offset"], row["fork_sub_offset"])
@@ -154,23 +178,24 @@ def load(connection: sqlite3.Connection, path: str) -> Record | None:
         row["state"] == SOFT_DELETED,
     )
     number = row["id"]
-    lineage = branch((), number, 0) if row["source"] is None else _lineage(connection, number)
     return Record(
         number,
-        StreamRef(path, row["incarnation"]),
+        StreamRef(row["path"], row["incarnation"]),
         asked,
         became,
         state,
         row["created"],
         row["last_access"],
-        lineage,
+        () if connection is None else _lineage(connection, number, row["source"]),
         row["source"],
         row["base"],
         row["depth"],
     )
 
 
-def _lineage(connection: sqlite3.Connection, stream: int) -> Lineage:
+def _lineage(connection: sqlite3.Connection, stream: int, source: int | None) -> Lineage:
+    if source is None:
+        return branch((), stream, 0)
     lineage: Lineage = ()
     for number, base in connection.execute(_ANCESTORS, (stream,)).fetchall():
         lineage = branch(lineage, number, base)

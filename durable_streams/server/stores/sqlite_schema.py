@@ -11,6 +11,7 @@ What is where:
 - `producers` has the state of each producer, for as long as its stream lives.
 - `fork_edges` has a row for each fork whose source must not go. A row, and no counter: adding and removing it can be
   repeated. A fork reads the blocks of its source up to `base`, and its own from there on.
+- `subscriptions` and `subscription_links` have what `SubscriptionStore` is given, `secrets` what it keeps secret.
 - `meta` has the schema's version and what else there is one of.
 
 A stream that is deleted keeps its row in the state `REMOVED` until its blocks have been removed, a few at a time.
@@ -77,6 +78,14 @@ CREATE TABLE producers (
 
 CREATE TABLE fork_edges (fork INTEGER PRIMARY KEY, source INTEGER NOT NULL);
 CREATE INDEX fork_edges_by_source ON fork_edges (source);
+
+CREATE TABLE subscriptions (path TEXT PRIMARY KEY, incarnation TEXT NOT NULL, record TEXT NOT NULL);
+CREATE TABLE subscription_links (
+    subscription TEXT NOT NULL, stream TEXT NOT NULL, acked INTEGER NOT NULL,
+    explicit INTEGER NOT NULL, glob INTEGER NOT NULL, incarnation TEXT NOT NULL,
+    PRIMARY KEY (subscription, stream)
+) WITHOUT ROWID;
+CREATE TABLE secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL);
 """
 
 #: Version -> what makes the next version of it, inside a transaction.
