@@ -467,8 +467,10 @@ class IdempotentProducer:
         no other task. A cancelled call has not queued its message. Errors as `append_nowait`, but for
         `BufferFullError`.
         """
-        if self._yielded_at != self._batcher.last_number:
-            self._yielded_at = self._batcher.last_number
+        body = body if type(body) is bytes else validate.body(body)
+        batcher = self._batcher
+        if batcher.begins(body) and batcher.last_number != self._yielded_at:
+            self._yielded_at = batcher.last_number
             await anyio.lowlevel.checkpoint()
         try:
             return self.append_nowait(body)
@@ -488,21 +490,24 @@ class IdempotentProducer:
             As `append`; the messages before the offending one are queued.
         """
         iterator = iter(bodies)
+        batcher = self._batcher
         receipt: Receipt | None = None
+        await anyio.lowlevel.checkpoint()
         while True:
-            await anyio.lowlevel.checkpoint()
-            before = self._batcher.buffered_messages
+            before = batcher.buffered_messages
             try:
-                body = self._batcher.add_many(iterator)
+                body = batcher.add_many(iterator)
             finally:
-                if self._batcher.needs_poll:
+                if batcher.needs_poll:
                     self._wake()
-            if self._batcher.buffered_messages > before:
-                receipt = self._batcher.last_promise
+            if batcher.buffered_messages > before:
+                receipt = batcher.last_promise
             if body is EXHAUSTED:
                 return receipt
-            if body is not None:
-                receipt = await self._append_when_room(body)
+            if body is None:
+                await anyio.lowlevel.checkpoint()
+            else:
+                receipt = await self.append(body)
 
     async def append_json(self, value: Any) -> Receipt:
         """Queue one JSON value as one message; otherwise as `append`.

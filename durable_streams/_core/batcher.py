@@ -204,15 +204,16 @@ class Batcher:
         return self._add_slowly(body)
 
     def add_many(self, bodies: Iterator[Any]) -> Any:
-        """Put messages into batches, up to the end of the iterator, a new batch, or until the buffer is full.
+        """Put messages into the open batch, up to the end of the iterator or of the batch, or until there is no room.
 
         Returns:
-            `EXHAUSTED`, None if there may be more (call again), or the message that did not fit.
+            `EXHAUSTED`; None if there may be more (call again); or a message that comes next and is not in: the batch
+            is full, and sealed now, or the buffer is.
 
         Raises:
             As `add`; the messages before the offending one are in.
         """
-        overhead, floor, number = self._item_overhead, self._floor, self.last_number
+        overhead, floor = self._item_overhead, self._floor
         for body in bodies:
             # The same as `add`, without the call. The iterator may use the producer too: nothing is kept in locals.
             if type(body) is bytes and (size := len(body) + overhead) <= self._room and body and body[0] > floor:
@@ -220,13 +221,25 @@ class Batcher:
                 self._append(body)
                 continue
             body = validate.body(body, name="a message")
+            if self.open is not None and self.begins(body):
+                self.seal()
+                return body
             try:
                 self._add_slowly(body)
             except BufferFullError:
                 return body
-            if self.last_number != number:
+            if self.open is None:
                 return None
         return EXHAUSTED
+
+    def begins(self, body: bytes | str) -> bool:
+        """Whether this message begins a batch: none is open, or it does not fit into the one that is."""
+        batch = self.open
+        size = len(body) + self._item_overhead
+        if batch is None or size <= self._room:
+            return batch is None
+        self._settle_room()
+        return batch.size + size > self.max_batch_bytes
 
     def _add_slowly(self, body: Any) -> Any:
         body = validate.body(body)
@@ -278,7 +291,7 @@ class Batcher:
 
     def _settle_room(self) -> None:
         """Write what the hot path took off `_room` to the open batch's size."""
-        if self.open is not None and self._room >= 0:
+        if self.open is not None:
             self.open.size += self._granted - self._room
             self._granted = self._room
 

@@ -36,10 +36,14 @@ def make(**options: Any) -> Batcher:
 
 
 def add_all(batcher: Batcher, bodies: Iterator[Any]) -> object:
-    """Add until the iterator has ended or a message does not fit."""
-    while (left := batcher.add_many(bodies)) is None:
-        pass
-    return left
+    """Add until the iterator has ended or there is no room."""
+    while (left := batcher.add_many(bodies)) is not EXHAUSTED:
+        if left is not None:
+            try:
+                batcher.add(left)
+            except BufferFullError:
+                return left
+    return EXHAUSTED
 
 
 def batches(batcher: Batcher) -> list[list[bytes]]:
@@ -133,15 +137,24 @@ def test_messages_of_one_batch_share_a_promise() -> None:
 
 
 def test_a_poll_is_asked_for_when_a_batch_opens_and_when_it_is_sealed() -> None:
+    batcher = make(max_batch_items=3, max_batch_bytes=100)
+
+    asked = []
+    for body in (b"opens", b"waits", b"seals"):
+        batcher.needs_poll = False
+        batcher.add(body)
+        asked.append(batcher.needs_poll)
+
+    assert asked == [True, False, True]
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_a_batch_is_filled_to_the_last_byte(kind: type) -> None:
     batcher = make(max_batch_bytes=4)
+    for body in (b"a", b"bcd", b"e"):
+        batcher.add(kind(body))
 
-    batcher.add(b"a")
-    opened, batcher.needs_poll = batcher.needs_poll, False
-    batcher.add(b"b")
-    added, batcher.needs_poll = batcher.needs_poll, False
-    batcher.add(b"cde")
-
-    assert (opened, added, batcher.needs_poll) == (True, False, True)
+    assert batches(batcher) == [[b"a", b"bcd"], [b"e"]]
 
 
 # -- What is accepted --------------------------------------------------------------------------------------
@@ -315,24 +328,44 @@ def test_what_was_accepted_before_is_queued_again_whatever_the_buffer_holds() ->
 # -- Many at once ------------------------------------------------------------------------------------------
 
 
-def test_add_many_stops_at_a_new_batch_so_that_others_get_their_turn() -> None:
-    batcher = make(max_batch_bytes=4)
-    source = iter([b"ab", b"cd", b"ef", b"gh", b"ij"])
+def test_add_many_stops_at_the_end_of_a_batch_so_that_others_get_their_turn() -> None:
+    batcher = make(max_batch_bytes=5)
+    source = iter([b"ab", b"cd", b"ef", b"gh", b"i", b"jk", "lm"])
 
-    stops = []
-    while batcher.add_many(source) is None:
-        stops.append(batcher.last_number)
+    assert batcher.add_many(source) == b"ef"  # does not fit
+    assert batches(batcher) == [[b"ab", b"cd"]]
+    assert batcher.open is None
+    batcher.add(b"ef")
+    assert batcher.add_many(source) == b"jk"
+    assert batcher.open is None
+    batcher.add(b"jk")
+    assert batcher.add_many(source) is EXHAUSTED
+    assert batches(batcher) == [[b"ab", b"cd"], [b"ef", b"gh", b"i"], [b"jk", b"lm"]]
 
-    assert stops == [1, 2, 3]
-    assert batches(batcher) == [[b"ab", b"cd"], [b"ef", b"gh"], [b"ij"]]
+
+def test_add_many_stops_when_a_batch_has_its_items() -> None:
+    batcher = make(max_batch_items=2)
+    source = iter([b"1", b"2", b"3"])
+
+    assert batcher.add_many(source) is None
+    assert batches(batcher) == [[b"1", b"2"]]
+    assert batcher.add_many(source) is EXHAUSTED
 
 
 def test_add_many_does_not_stop_for_unusual_messages() -> None:
     batcher = make(json=True, max_batch_bytes=1000)
-    source = iter([b"0", *["1", " 2", bytearray(b"3")] * 5])
 
-    assert batcher.add_many(source) is None  # the first one has opened the batch
-    assert batcher.add_many(source) is EXHAUSTED
+    assert batcher.add_many(iter([b"0", *["1", " 2", bytearray(b"3")] * 5])) is EXHAUSTED
+
+
+@pytest.mark.parametrize("options", [{}, {"max_batch_items": 9}, {"max_buffered_messages": 9}])
+@pytest.mark.parametrize("json", [False, True])
+def test_whether_a_message_begins_a_batch_is_known_before(json: bool, options: dict[str, int]) -> None:
+    batcher = make(json=json, max_batch_bytes=6, **options)
+    for body in (b"1", b"12", b"12", b"1", b"12345678", b"1"):
+        begins, number = batcher.begins(body), batcher.last_number
+        batcher.add(body)
+        assert begins is (batcher.last_number > number)
 
 
 def test_an_exception_of_the_iterable_leaves_what_came_before() -> None:
@@ -373,7 +406,7 @@ STEPS = st.lists(
         st.tuples(st.just("add"), st.integers(1, 12)),
         st.tuples(st.just("many"), st.lists(st.integers(1, 12), max_size=8)),
         st.tuples(st.just("text"), st.integers(1, 12)),
-        st.tuples(st.sampled_from(["seal", "release", "look"]), st.none()),
+        st.tuples(st.sampled_from(["seal", "release", "reserve", "refuse", "look"]), st.none()),
     ),
     max_size=40,
 )
@@ -400,6 +433,14 @@ def test_caps_hold_and_nothing_is_lost_under_any_use(
     def digit(size: int) -> bytes:
         return b"%d" % (len(accepted) % 9 + 1) * size
 
+    def look() -> None:
+        kept = accepted[len(released) :]
+        assert batcher.buffered_messages == len(kept)
+        assert batcher.buffered_bytes == sum(map(len, kept))
+        assert [item for batch in batches(batcher) for item in batch] == kept
+        assert sum(map(len, kept)) <= room or len(kept) == 1
+        assert count is None or len(kept) <= count
+
     for step, value in steps:
         if step in ("add", "text"):
             body = digit(value)
@@ -424,12 +465,15 @@ def test_caps_hold_and_nothing_is_lost_under_any_use(
             batch = batcher.sealed.popleft()
             released += batch.items
             batcher.release(batch)
-        kept_now = accepted[len(released) :]
-        assert batcher.buffered_messages == len(kept_now)
-        assert batcher.buffered_bytes == sum(map(len, kept_now))
-        assert [item for batch in batches(batcher) for item in batch] == kept_now
-        assert sum(map(len, kept_now)) <= room or len(kept_now) == 1
-        assert count is None or len(kept_now) <= count
+        elif step == "reserve":
+            batcher.reserve(True)
+            batcher.reserve(False)
+        elif step == "refuse":
+            batcher.refuse(RuntimeError("wait"))
+            batcher.refuse(None)
+        elif step == "look":
+            look()
+    look()
 
     batcher.seal()
     for batch in batcher.sealed:
