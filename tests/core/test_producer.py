@@ -85,6 +85,17 @@ def test_a_linger_time_that_ends_while_all_lanes_are_busy_seals_nothing() -> Non
     assert b.send().request.body == b"bcd"
 
 
+def test_once_the_lanes_have_been_idle_a_batch_lingers_again() -> None:
+    b = bench(max_batch_items=None, linger=1.0, max_in_flight=1)
+    b.add(b"a")
+    b.session.flush()
+    b.reply(b.send())
+    assert b.poll() == Wait(None)
+    b.add(b"b")
+
+    assert b.poll() == Wait(101.0)
+
+
 def test_sealed_batches_wait_behind_the_window_and_none_grows_beyond_its_cap() -> None:
     b = bench(max_batch_items=None, max_batch_bytes=2, max_in_flight=1)
     b.add(b"a")
@@ -484,6 +495,15 @@ def test_a_retry_after_beyond_the_delivery_timeout_fails_now() -> None:
     assert isinstance(promise.error, DurableStreamError)
     assert promise.error.code == "BUSY"
     assert promise.error.retry_after == 11.0
+
+
+def test_a_retry_after_that_ends_with_the_delivery_timeout_is_waited_for() -> None:
+    b = bench(delivery_timeout=10.0)
+    b.add(b"a")
+    (retried,) = b.reply(b.send(), 503, retry_after=10)
+
+    assert isinstance(retried, Retried)
+    assert retried.delay == 10.0
 
 
 def test_a_last_try_is_made_when_the_delivery_timeout_ends() -> None:

@@ -68,11 +68,20 @@ def test_a_repetition_of_closing_that_was_applied_is_a_success() -> None:
     assert promise.ack is not None
 
 
-def test_an_acknowledgement_that_does_not_close_is_not_for_a_closing_request() -> None:
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"producer_seq": 0},
+        {"producer_seq": 3},
+        {"producer_seq": 3, "stream_closed": "true"},
+        {"stream_closed": "false"},
+    ],
+)
+def test_an_acknowledgement_that_does_not_close_is_not_for_a_closing_request(headers: dict[str, object]) -> None:
     b = bench()
     promise = Promise()
     b.session.close(b"z", promise)
-    outcomes = b.reply(b.send(), 204, producer_seq=3)
+    outcomes = b.reply(b.send(), 204, **headers)
 
     assert [type(outcome) for outcome in outcomes] == [CloseFailed]
     assert isinstance(promise.error, ConflictError)
@@ -272,6 +281,19 @@ def test_there_is_no_epoch_beyond_the_highest() -> None:
         b.session.restart(resend=False)
 
     assert b.session.epoch == MAX_INTEGER
+
+
+def test_a_claim_that_failed_is_forgotten_by_a_restart() -> None:
+    b = bench(auto_claim=True, max_in_flight=2)
+    b.open_gate()
+    b.add(*numbered(2))
+    sends = b.sends()
+    b.fence(sends[0], 4)
+    b.reply(sends[1], 409)
+    assert b.session.state is State.FAILED
+    b.session.restart(resend=True)
+
+    assert b.send().stamp == (1, 0)
 
 
 # -- Failing and aborting (12.9, 12.10) --------------------------------------------------------------------

@@ -18,7 +18,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from durable_streams._core import json_mode
 from durable_streams._core.backoff import BackoffOptions
 from durable_streams._core.exchange import Failure, Head, Request
 from durable_streams._core.producer import ProducerSession
@@ -35,6 +34,7 @@ from durable_streams._core.producer_values import (
 )
 from durable_streams.errors import BufferFullError, NetworkError, SequenceGapError, StaleEpochError, StreamClosedError
 
+from .model_server import Server
 from .producer_bench import Promise
 
 JSON = "application/json"
@@ -44,47 +44,6 @@ SEEDS = st.integers(0, 2**40)
 def schedules(count: int) -> settings:
     """How many schedules of a kind are run."""
     return settings(max_examples=int(os.environ.get("PRODUCER_SCHEDULES", count)), deadline=None)
-
-
-@dataclass
-class Server:
-    """The decision list of the protocol, section 5.2.1, for one producer id."""
-
-    log: list[object] = field(default_factory=list)
-    epoch: int | None = None
-    seq: int = -1
-    closed: bool = False
-    closed_by: tuple[int, int] | None = None
-
-    def apply(self, request: Request) -> Head:
-        epoch, seq = int(request.headers["producer-epoch"]), int(request.headers["producer-seq"])
-        closes = request.headers.get("stream-closed") == "true"
-        tail = {"stream-next-offset": f"{len(self.log):08}"}
-        echo = {"producer-epoch": str(epoch)}
-        if self.closed:
-            if self.closed_by == (epoch, seq):
-                return Head(204, tail | echo | {"producer-seq": str(self.seq), "stream-closed": "true"})
-            return Head(409, tail | {"stream-closed": "true"})
-        if self.epoch is None:
-            if seq != 0:
-                return Head(409, {"producer-expected-seq": "0", "producer-received-seq": str(seq)})
-        elif epoch < self.epoch:
-            return Head(403, {"producer-epoch": str(self.epoch)})
-        elif epoch > self.epoch:
-            if seq != 0:
-                return Head(400, {})
-        elif seq <= self.seq:
-            return Head(204, tail | echo | {"producer-seq": str(self.seq)})
-        elif seq > self.seq + 1:
-            return Head(409, {"producer-expected-seq": str(self.seq + 1), "producer-received-seq": str(seq)})
-        self.epoch, self.seq = epoch, seq
-        if request.body:
-            self.log += json_mode.decode_items([request.body])
-        if closes:
-            self.closed, self.closed_by = True, (epoch, seq)
-        tail = {"stream-next-offset": f"{len(self.log):08}"}
-        status = 204 if closes and not request.body else 200
-        return Head(status, tail | echo | {"producer-seq": str(seq)} | ({"stream-closed": "true"} if closes else {}))
 
 
 @dataclass
