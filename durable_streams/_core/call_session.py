@@ -70,15 +70,18 @@ class CallSession:
         self._head = Head(0, {})
         self._body = bytearray()
         self._draw = 0.0
+        self._slept: Sleep | None = None
         self._ambiguous = False
         self._asked = 0
 
     def next(self, now: float) -> Fetch | Receive | Sleep | Deliver[Reply] | Ask | End:
         """What to do now; the same answer until something is reported."""
-        if isinstance(self._command, Sleep) and now >= self._command.until:
+        if self._slept is not None and self._command is self._slept and now >= self._slept.until:
             self._command = Fetch(self._request)
         if isinstance(self._command, Fetch):
             self._schedule.begin(now)
+        elif isinstance(self._command, Sleep):
+            self._slept = self._command  # Handed out once even if it is over by now: it tells of a failure.
         return self._command
 
     def on_head(self, head: Head, now: float, draw: float) -> None:

@@ -222,6 +222,7 @@ class ReadSession:
         self._pages: deque[Page] = deque()
         self._schedule = RetrySchedule(options.backoff)
         self._command: Fetch | Receive | Sleep | Ask | End | None = None  # None: the next request is due
+        self._slept: Sleep | None = None
         self._established = False
         self._asked = 0
         self._sent_at = 0.0
@@ -246,7 +247,7 @@ class ReadSession:
             return End()
         if self._pages:
             return Deliver(self._pages[0])
-        if isinstance(self._command, Sleep) and now >= self._command.until:
+        if self._slept is not None and self._command is self._slept and now >= self._slept.until:
             self._command = None
         if self._command is None:
             if self.phase is Phase.DONE:
@@ -255,6 +256,8 @@ class ReadSession:
                 self._command = Fetch(self._request())
                 self._schedule.begin(now)
                 self._sent_at = now
+        if isinstance(self._command, Sleep):
+            self._slept = self._command  # Handed out once even if it is over by now: it tells of a failure.
         return self._command
 
     @property

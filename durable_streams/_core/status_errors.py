@@ -43,7 +43,7 @@ class Subject:
         operation: What was done, as the caller calls it: "read", "create", "append", ...
         url: The stream's URL, fit to be shown.
         seq: The `Stream-Seq` that was sent, or None.
-        size: Bytes of the request's body.
+        size: Bytes of the request's body; 0 if it is not known.
     """
 
     operation: str
@@ -86,7 +86,7 @@ def status_error(subject: Subject, head: Head, body: bytes) -> DurableStreamErro
         )
     if status in _CODES:
         reason = _REASONS[status]
-        if status == 413:
+        if status == 413 and subject.size:
             reason += f": {subject.size} bytes"
         if _CODES[status] != "UNKNOWN":
             return DurableStreamError(f"{where}: {reason} ({status}){said}", code=_CODES[status], **facts)

@@ -456,6 +456,18 @@ async def test_after_the_block_nothing_is_accepted() -> None:
     assert len(server.requests) == 1
 
 
+async def test_a_handle_may_be_closed_inside_its_block() -> None:
+    async with ScriptedServer(lambda request: Reply(204)) as server:
+        async with DurableStream(server.url + "/s", content_type=TEXT) as handle:
+            await handle.append("a")
+            await handle.aclose()
+            with pytest.raises(AlreadyClosedError):
+                await handle.append("b")
+        await server.wait_connections(0)
+
+    assert bodies(server) == [b"a"]
+
+
 @pytest.mark.parametrize("batching", [False, True])
 async def test_a_block_is_entered_once(batching: bool) -> None:
     async with (

@@ -328,7 +328,9 @@ async def test_refusals_are_final_and_have_names(answer: Answer, seq: str | None
 
 
 async def test_refusals_carry_what_helps() -> None:
-    handle, _ = memory(Answer(409, flags("9", closed=True)), Answer(409, {}, [b"type is text/html"]), Answer(413))
+    handle, _ = memory(
+        Answer(409, flags("9", closed=True)), Answer(409, {}, [b"type is text/html"]), Answer(413), Answer(413)
+    )
 
     with pytest.raises(StreamClosedError) as closed:
         await handle.append("x")
@@ -338,6 +340,8 @@ async def test_refusals_carry_what_helps() -> None:
     assert conflict.value.details == "type is text/html"
     with pytest.raises(FetchError, match="5 bytes"):
         await handle.append("12345")
+    with pytest.raises(FetchError, match="too large for the server \\(413\\)"):
+        await handle.append_stream(["12345"])  # nobody has counted them
 
 
 # -- Repeating -------------------------------------------------------------------------------------------------------

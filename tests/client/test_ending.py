@@ -13,6 +13,8 @@ import pytest
 
 from durable_streams import (
     AlreadyClosedError,
+    BackoffOptions,
+    BytesBatch,
     Checkpoint,
     DurableStream,
     DurableStreamError,
@@ -21,7 +23,21 @@ from durable_streams import (
     Transport,
     stream,
 )
-from tests.client.answers import JSON, collect, connections, control, data, end, error, events, page, tail, take
+from tests.client.answers import (
+    JSON,
+    collect,
+    connections,
+    control,
+    data,
+    end,
+    error,
+    events,
+    flags,
+    page,
+    tail,
+    take,
+)
+from tests.client.memory import Answer, MemoryTransport
 from tests.scripted import Reply, ScriptedServer
 
 pytestmark = pytest.mark.anyio
@@ -239,6 +255,74 @@ async def test_an_idle_connection_is_closed_by_the_next_call(transport: Transpor
 
         assert connections(transport).startswith("0 open")
         await response.aclose()
+
+
+@pytest.mark.parametrize("where", ["header", "on_error", "async on_error", "hook", "callback"])
+async def test_the_users_own_functions_may_cancel_the_session(where: str) -> None:
+    response: StreamResponse | None = None
+
+    def stop(here: str) -> None:
+        if here == where and response is not None:
+            response.cancel()
+
+    def header() -> str:
+        stop("header")
+        return "x"
+
+    async def later() -> dict[str, Any]:
+        stop("async on_error")
+        await anyio.lowlevel.checkpoint()
+        return {}
+
+    def on_error(caught: Exception) -> Any:
+        stop("on_error")
+        return later() if where == "async on_error" else {}
+
+    async with ScriptedServer() as server:
+        server.replies(tail(b"a", "1"), error(500), error(403), end(b"b", "2"))
+        backoff = BackoffOptions(1e-6, 1e-6, on_failed_attempt=lambda details: stop("hook"))
+        async with stream(
+            server.url + "/s", headers={"x": header}, on_error=on_error, backoff_options=backoff
+        ) as response:
+            got: list[bytes] = []
+
+            def callback(batch: BytesBatch) -> None:
+                got.append(batch.data)
+                stop("callback")
+
+            await response.subscribe_bytes(callback)
+            await response.wait_closed()
+
+    assert got == [b"a"]
+    assert len(server.requests) < 4
+
+
+@pytest.mark.usefixtures("fake_clock")
+async def test_closing_the_session_from_within_its_own_call_is_bounded() -> None:
+    async def on_error(caught: Exception) -> dict[str, Any]:
+        await response.aclose()
+        return {}
+
+    transport = MemoryTransport(Answer(200, flags("1", up_to_date=True)), Answer(403))
+    start = anyio.current_time()
+    async with stream("http://host/s", live="long-poll", on_error=on_error, transport=transport) as response:
+        assert await collect(response.iter_bytes()) == []
+
+    assert anyio.current_time() - start <= 1
+    assert transport.open_exchanges == 0
+
+
+async def test_nothing_is_fetched_before_the_consumer_asks_for_it() -> None:
+    async with ScriptedServer() as server:
+        server.replies(page(b"[1,2]", "1", content_type=JSON), tail(b"[3]", "2", content_type=JSON))
+        server.replies(events(control("2", streamClosed=True)))
+        async with stream(server.url + "/s") as response:
+            seen: list[tuple[int, int]] = []
+            async for item in response:
+                await anyio.wait_all_tasks_blocked()
+                seen.append((item, len(server.requests)))
+
+    assert seen == [(1, 1), (2, 1), (3, 2)]
 
 
 # -- Cancelling a caller ---------------------------------------------------------------------------------------------

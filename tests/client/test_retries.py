@@ -28,7 +28,7 @@ from durable_streams import (
     stream,
 )
 from tests.client.answers import EVENTS, JSON, collect, control, data, flags, take
-from tests.client.memory import Answer, MemoryTransport, Script, cut, reset
+from tests.client.memory import Answer, MemoryTransport, Script, Sent, cut, reset
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("fake_clock")]
 
@@ -92,12 +92,17 @@ async def test_delays_are_drawn_from_zero_to_their_ceiling() -> None:
         def random(self) -> float:
             return 0.0
 
-    transport = MemoryTransport(*[Answer(500)] * 5, end())
+    told: list[RetryDetails] = []
+    transport = MemoryTransport(*[Answer(500)] * 5, end(), Answer(500), Answer(204))
 
-    async with stream(URL, transport=transport, rng=Zero()) as response:
+    backoff = BackoffOptions(on_failed_attempt=told.append)
+    async with stream(URL, transport=transport, rng=Zero(), backoff_options=backoff) as response:
         await response.read()
+        assert response.statistics().retries == 5
+    await DurableStream(URL, transport=transport, rng=Zero(), backoff_options=backoff).delete()
 
-    assert times(transport) == [0] * 6
+    assert times(transport) == [0] * 8
+    assert [details.attempt for details in told] == [1, 2, 3, 4, 5, 1]  # no wait, but failures all the same
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 507, 599])
@@ -611,3 +616,47 @@ async def test_an_event_beyond_max_response_bytes_is_an_error() -> None:
         assert len(await take(items, 5)) == 5  # the limit is not for a whole connection
         with pytest.raises(ParseError):
             await anext(items)
+
+
+@pytest.mark.parametrize("live", ["sse", "long-poll"])
+@pytest.mark.parametrize("wait", [False, True], ids=["sync", "async"])
+async def test_a_token_that_expires_after_an_hour_is_renewed(live: Any, wait: bool) -> None:
+    issued = -1.0
+    count = 0
+    attempts: list[int] = []
+
+    def token() -> str:
+        nonlocal issued
+        issued = anyio.current_time()
+        return f"issued-{issued}"
+
+    def renew(error: Exception) -> Any:
+        assert isinstance(error, DurableStreamError)
+        attempts.append(error.attempt)
+        return later() if wait else {"headers": {"authorization": token()}}
+
+    async def later() -> Any:
+        await anyio.sleep(1)
+        return {"headers": {"authorization": token()}}
+
+    def answer(sent: Sent) -> Script:
+        nonlocal count
+        if sent.headers["authorization"] != f"issued-{issued}" or anyio.current_time() - issued > 3600:
+            return Answer(401)
+        count += 1
+        if count == 1:
+            return tail(b"[1]", "001", content_type=JSON)
+        offset, closed = f"{count:03}", count == 400
+        if live == "sse":
+            last: dict[str, Any] = {"streamClosed": True} if closed else {}
+            return sse(60.0, data(f"[{count}]"), control(offset, **last))
+        headers = flags(offset, up_to_date=True, closed=closed, content_type=JSON)
+        return Answer(200, headers, [f"[{count}]".encode()], before=[30.0])
+
+    transport = MemoryTransport(handler=answer)
+    async with session(transport, live=live, headers={"authorization": token()}, on_error=renew) as response:
+        assert await collect(response) == list(range(1, 401))
+
+    assert attempts == [1] * len(attempts)
+    assert len(attempts) >= 3
+    assert transport.open_exchanges == 0
