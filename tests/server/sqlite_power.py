@@ -3,7 +3,8 @@
 It sits in front of SQLite's own VFS and calls it for everything. Of what it has written down, `Disk.after_power_loss`
 makes the files as they could be found after the power went out at some moment: what was synced is there; of what was
 written since, every sector is there or not, by chance and in no order. (Sectors are written whole, and none is harmed
-by the writing of another: SQLite counts on that, too, and calls it "power-safe overwrite".)
+by the writing of another: SQLite counts on that, too, and calls it "power-safe overwrite".) That a file was deleted is
+safe when the directory is synced, which SQLite does with the first sync of a file that it made.
 
 SQLite's C interface is reached with ctypes, through the very library that Python's sqlite3 uses; `available` says
 whether that works here.
@@ -23,10 +24,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 SECTOR = 512
-_RECORDED = 0x100 | 0x80000  # SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_WAL
-_IOERR = {"write": 10 | 3 << 8, "sync": 10 | 4 << 8, "truncate": 10 | 6 << 8}
+SUFFIXES = ("", "-wal", "-journal")
+_RECORDED = 0x100 | 0x800 | 0x80000  # SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_MAIN_JOURNAL, SQLITE_OPEN_WAL
+_IOERR = {"write": 10 | 3 << 8, "sync": 10 | 4 << 8, "truncate": 10 | 6 << 8, "delete": 10 | 10 << 8}
 
-Kind: TypeAlias = Literal["write", "sync", "truncate", "note"]
+Kind: TypeAlias = Literal["write", "sync", "truncate", "delete", "note"]
 
 
 class _Methods(Structure):
@@ -50,11 +52,13 @@ class _VFS(Structure):
         ("name", c_char_p),
         ("data", c_void_p),
         ("open", c_void_p),
-        *((f"rest{number}", c_void_p) for number in range(16)),
+        ("delete", c_void_p),
+        *((f"rest{number}", c_void_p) for number in range(15)),
     ]
 
 
 _OPEN = CFUNCTYPE(c_int, c_void_p, c_void_p, POINTER(_File), c_int, c_void_p)
+_DELETE = CFUNCTYPE(c_int, c_void_p, c_void_p, c_int)
 _WRITE = CFUNCTYPE(c_int, c_void_p, c_void_p, c_int, c_int64)
 _TRUNCATE = CFUNCTYPE(c_int, c_void_p, c_int64)
 _SYNC = CFUNCTYPE(c_int, c_void_p, c_int)
@@ -97,8 +101,10 @@ class Image:
 
     safe: bytearray = field(default_factory=bytearray)
     since: list[Event] = field(default_factory=list)
+    synced: bool = False
 
     def sync(self) -> None:
+        self.synced = True
         for event in self.since:
             _apply(self.safe, event)
         self.since.clear()
@@ -151,8 +157,10 @@ class Disk:
         self._vfs = _VFS.from_buffer_copy(self._real.contents)
         self._vfs.name = self.name.encode()
         self._vfs.next = None
-        self._callbacks: list[Any] = [_OPEN(self._open)]
+        self._real_delete = _DELETE(self._real.contents.delete)
+        self._callbacks: list[Any] = [_OPEN(self._open), _DELETE(self._delete)]
         self._vfs.open = ctypes.cast(self._callbacks[0], c_void_p)
+        self._vfs.delete = ctypes.cast(self._callbacks[1], c_void_p)
         self._methods: dict[int, _Methods] = {}  # ours, by the address of those they stand for
         self._paths: dict[int, str] = {}
 
@@ -170,24 +178,42 @@ class Disk:
     def after_power_loss(self, moment: int, rng: random.Random) -> tuple[dict[str, bytes], list[Any]]:
         """The files after the first `moment` events, and what had been noted."""
         files: dict[str, Image] = {}
+        deleted: dict[str, Image] = {}  # and not yet safely so
         notes = []
         for event in self.events[:moment]:
             if event.kind == "note":
                 notes.append(event.note)
-                continue
-            image = files.setdefault(event.path, Image())
-            if event.kind == "sync":
-                image.sync()
+            elif event.kind == "delete":
+                deleted[event.path] = files.pop(event.path)
             else:
-                image.since.append(event)
-        return {path: image.lose_power(rng) for path, image in files.items()}, notes
+                image = files.setdefault(event.path, Image())
+                if event.kind != "sync":
+                    image.since.append(event)
+                    continue
+                if not image.synced:
+                    deleted.clear()
+                image.sync()
+        found = {path: image.lose_power(rng) for path, image in files.items()}
+        for path, image in deleted.items():
+            if path not in found and rng.random() < 0.5:
+                found[path] = image.lose_power(rng)
+        return found, notes
 
     def begin_with(self, path: Path) -> None:
-        """Have what is in the files of a database already written and safe."""
-        for suffix in ("", "-wal"):
+        """Forget what happened, and have what is in the files of a database written and safe."""
+        self.events.clear()
+        for suffix in SUFFIXES:
             name = f"{path}{suffix}"
             if Path(name).exists():
                 self.events += [Event("write", name, 0, Path(name).read_bytes()), Event("sync", name)]
+
+    def lose_power(self, old: Path, new: Path, moment: int, rng: random.Random) -> list[Any]:
+        """Make the files of a database in a new place as they may be found, and return what had been noted."""
+        files, notes = self.after_power_loss(moment, rng)
+        for suffix in SUFFIXES:
+            if f"{old}{suffix}" in files:
+                Path(f"{new}{suffix}").write_bytes(files[f"{old}{suffix}"])
+        return notes
 
     def _open(self, vfs: int, name: int, file: Any, flags: int, out: int) -> int:
         code: int = self._real_open(ctypes.addressof(self._real.contents), name, file, flags, out)
@@ -199,6 +225,12 @@ class Disk:
             self._paths[ctypes.addressof(file.contents)] = ctypes.string_at(name).decode()
             file.contents.methods = ctypes.pointer(self._methods[address])
         return code
+
+    def _delete(self, vfs: int, name: int, sync_directory: int) -> int:
+        real, path = ctypes.addressof(self._real.contents), ctypes.string_at(name).decode()
+        if not Path(path).exists():
+            return int(self._real_delete(real, name, sync_directory))
+        return self._happen(Event("delete", path), lambda: self._real_delete(real, name, sync_directory))
 
     def _wrap(self, real: _Methods) -> _Methods:
         real_write, real_truncate, real_sync = _WRITE(real.write), _TRUNCATE(real.truncate), _SYNC(real.sync)

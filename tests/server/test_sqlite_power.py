@@ -34,7 +34,7 @@ from durable_streams.server.stores.sqlite import SQLiteStore
 from durable_streams.server.stores.sqlite_schema import Durability
 from durable_streams.testing.store_steps import PATH, append_to, create_stream, expect, look_at, read_page
 
-from .sqlite_power import Disk, Event, available
+from .sqlite_power import SUFFIXES, Disk, Event, available
 
 pytestmark = [
     pytest.mark.anyio,
@@ -144,6 +144,10 @@ async def audit(store: SQLiteStore, known: Known) -> None:
         assert await store.head(path, 0.0) == Missing()
 
 
+def contents(path: Path) -> list[bytes]:
+    return [Path(f"{path}{suffix}").read_bytes() for suffix in SUFFIXES if Path(f"{path}{suffix}").exists()]
+
+
 async def simulate(folder: Path, disk: Disk, seed: str, durability: Durability) -> int:
     """Run one simulation. Returns in how many generations the power loss changed anything."""
     rng = random.Random(seed)
@@ -151,18 +155,15 @@ async def simulate(folder: Path, disk: Disk, seed: str, durability: Durability) 
     path = folder / "first.db"
     losses = 0
     for generation in range(GENERATIONS):
-        disk.events.clear()
         disk.begin_with(path)
         start = len(disk.events)
         async with SQLiteStore(path, durability=durability) as store:
             await audit(store, known)
             await work(store, disk, known, generation, rng)
-        files, notes = disk.after_power_loss(rng.randrange(start, len(disk.events) + 1), rng)
-        known.learn(notes)
-        losses += files != {file: Path(file).read_bytes() for file in files if Path(file).exists()}
-        path = folder / f"after{generation}.db"
-        for file, data in files.items():
-            Path(f"{path}{'-wal' if file.endswith('-wal') else ''}").write_bytes(data)
+        after = folder / f"after{generation}.db"
+        known.learn(disk.lose_power(path, after, rng.randrange(start, len(disk.events) + 1), rng))
+        losses += contents(after) != contents(path)
+        path = after
     async with SQLiteStore(path, check="full") as store:
         await audit(store, known)
     for file in folder.iterdir():
@@ -191,14 +192,12 @@ async def test_relaxed_durability_loses_the_newest_requests_and_tears_none(tmp_p
     tails = set()
     for number in range(20):
         path, after = tmp_path / f"{number}.db", tmp_path / f"{number}-after.db"
-        disk.events.clear()
+        disk.begin_with(path)
         async with SQLiteStore(path, durability="relaxed") as store:
             await create_stream(store)
             for seq in range(20):
                 await append_to(store, body("p0", seq), producer=ProducerStamp("p0", 0, seq))
-        files, _ = disk.after_power_loss(rng.randrange(len(disk.events)), rng)
-        for file, data in files.items():
-            Path(f"{after}{'-wal' if file.endswith('-wal') else ''}").write_bytes(data)
+        disk.lose_power(path, after, rng.randrange(len(disk.events)), rng)
 
         async with SQLiteStore(after, check="full") as store:
             info = await store.head(PATH, 0.0)
@@ -220,7 +219,6 @@ async def test_whatever_fails_on_the_disk_the_store_stops_and_keeps_its_word(
         path = tmp_path / f"{number}.db"
         async with SQLiteStore(path):
             pass
-        disk.events.clear()
         disk.begin_with(path)
         left = number
 
@@ -244,10 +242,9 @@ async def test_whatever_fails_on_the_disk_the_store_stops_and_keeps_its_word(
             break
         finally:
             disk.fails = lambda event: False
-        files, _ = disk.after_power_loss(len(disk.events), random.Random(number))
-        for file, data in files.items():
-            Path(file).write_bytes(data)
-        async with SQLiteStore(path, check="full") as store:
+        after = tmp_path / f"{number}-after.db"
+        disk.lose_power(path, after, len(disk.events), random.Random(number))
+        async with SQLiteStore(after, check="full") as store:
             if known:
                 info = await look_at(store)
                 content = b"".join(b"%03d" % count * 500 for count in range(31))

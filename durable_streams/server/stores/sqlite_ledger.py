@@ -16,6 +16,7 @@ This process alone writes to the database. A state that is in memory cannot be o
 from __future__ import annotations
 
 import sqlite3
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from ..._core.wire import is_json, media_type
@@ -81,8 +82,8 @@ class Ledger:
         self._next_id: int = (last or 0) + 1
         self._begun = False
         # Both with the one used last at the end.
-        self._records: dict[str, Record | None] = {}  # None: nothing at this path, until the batch ends
-        self._producers: dict[tuple[int, str], ProducerState] = {}
+        self._records: OrderedDict[str, Record | None] = OrderedDict()  # None: nothing there, until the batch ends
+        self._producers: OrderedDict[tuple[int, str], ProducerState] = OrderedDict()
         # What the batch did and is still to be written.
         self._new: dict[int, Record] = {}
         self._changed: dict[int, Record] = {}
@@ -233,6 +234,7 @@ class Ledger:
         """Execute a statement in the batch's transaction, with all that the batch did in place."""
         self._write()
         self._begin()
+        self.pages += 2
         return self._connection.execute(statement, parameters)
 
     # --- the transaction
@@ -259,9 +261,9 @@ class Ledger:
                 del self._records[path]
         self._absent.clear()
         for _ in range(len(self._records) - self._limit):
-            del self._records[next(iter(self._records))]
+            self._records.popitem(last=False)
         for _ in range(len(self._producers) - self._limit):
-            del self._producers[next(iter(self._producers))]
+            self._producers.popitem(last=False)
         return changes
 
     def rollback(self) -> None:
@@ -270,7 +272,8 @@ class Ledger:
         Raises:
             sqlite3.Error: if that fails.
         """
-        self._records, self._producers = {}, {}
+        self._records.clear()
+        self._producers.clear()
         self._new, self._changed, self._payloads, self._new_producers = {}, {}, {}, {}
         self._blocks, self._touched, self._absent = {}, {}, []
         if self._begun:
@@ -322,26 +325,23 @@ class Ledger:
     # --- states
 
     def _lookup(self, path: str) -> Record | None:
-        try:
-            record = self._records.pop(path)
-        except KeyError:
-            record = load(self._connection, path)
-            if record is None:
-                self._absent.append(path)
-        self._records[path] = record
+        if path in self._records:
+            self._records.move_to_end(path)
+            return self._records[path]
+        record = self._records[path] = load(self._connection, path)
+        if record is None:
+            self._absent.append(path)
         return record
 
     def _producer(self, stream: int, producer: str) -> ProducerState | None:
         key = (stream, producer)
-        state = self._producers.pop(key, None)
-        if state is None:
-            if stream in self._new:
-                return None
-            found = self._connection.execute(_PRODUCER, key).fetchone()
-            if found is None:
-                return None
-            state = ProducerState(*found)
-        self._producers[key] = state
+        state = self._producers.get(key)
+        if state is not None:
+            self._producers.move_to_end(key)
+            return state
+        found = None if stream in self._new else self._connection.execute(_PRODUCER, key).fetchone()
+        if found is not None:
+            state = self._producers[key] = ProducerState(*found)
         return state
 
     def _use(self, record: Record, time: float) -> None:

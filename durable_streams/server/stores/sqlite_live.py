@@ -12,7 +12,7 @@ of an append. Readers who wait for news find it here, and the disk is left alone
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from itertools import islice
 
@@ -27,6 +27,7 @@ from .sqlite_records import Change, Record, load
 
 # What a block in memory costs beside its data, in bytes: with small blocks it is most of it.
 _BLOCK_COST = 500
+_EVICTION_STEPS = 4
 
 
 class Live:
@@ -150,7 +151,7 @@ class LiveStreams:
         self._readers = readers
         self._limit = limit
         self._recent_bytes = recent_bytes
-        self._streams: dict[str, Live] = {}  # by path, the one used last at the end
+        self._streams: OrderedDict[str, Live] = OrderedDict()  # by path, the one used last at the end
         self._recent: deque[tuple[Live, int, int]] = deque()  # stream, number of blocks, bytes; oldest first
         self._recent_size = 0
         self._removals = 0
@@ -221,22 +222,22 @@ class LiveStreams:
 
     def leave(self) -> None:
         """The store is closed: all who watch learn that."""
-        streams, self._streams = self._streams, {}
+        streams, self._streams = self._streams, OrderedDict()
         self._recent.clear()
         for stream in streams.values():
             stream.leave()
 
     def _used(self, path: str) -> Live | None:
-        stream = self._streams.pop(path, None)
+        stream = self._streams.get(path)
         if stream is not None:
-            self._streams[path] = stream
+            self._streams.move_to_end(path)
         return stream
 
     def _add(self, change: Change) -> Live:
         stream = self._streams[change.ref.path] = Live(change)
-        for _ in range(len(self._streams) - self._limit):
-            path, oldest = next(iter(self._streams.items()))
-            del self._streams[path]
+        # Those that are watched stay, so there may be more than the limit; a few steps for each that is added suffice.
+        for _ in range(min(len(self._streams) - self._limit, _EVICTION_STEPS)):
+            path, oldest = self._streams.popitem(last=False)
             if oldest.watches or oldest is stream:
                 self._streams[path] = oldest
         return stream

@@ -22,7 +22,7 @@ FROM streams WHERE path = ? AND state < 2
 """
 _LIST = """
 SELECT *, (SELECT max(end_offset) FROM blocks WHERE stream = streams.id) AS last_end
-FROM streams WHERE path >= ? AND path > ? AND state < 2 AND state = 0 ORDER BY path LIMIT ?
+FROM streams WHERE path >= ? AND state < 2 AND state = 0 ORDER BY path LIMIT ?
 """
 
 # From a stream up to the first of its ancestors.
@@ -149,7 +149,7 @@ def list_records(connection: sqlite3.Connection, prefix: str, after: str, limit:
 
     Their lineage is left out.
     """
-    rows = _rows(connection, _LIST, (prefix, after, limit))
+    rows = _rows(connection, _LIST, (max(prefix, after + "\0"), limit))  # no path lies between `after` and that
     return [_record(row) for row in rows if row["path"].startswith(prefix)]
 
 

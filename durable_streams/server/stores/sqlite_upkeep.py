@@ -45,6 +45,7 @@ def purge(ledger: Ledger, streams: Sequence[int]) -> int:
                     break
             if last is not None:
                 ledger.execute(_DELETE_BLOCKS, (stream, last))
+                ledger.pages += rows // 8 + (size >> 18)  # free pages are only listed
             else:
                 deleted = ledger.execute(_DELETE_PRODUCERS, (stream, _PURGED_ROWS)).rowcount
                 rows += deleted
@@ -66,6 +67,7 @@ def vacuum(ledger: Ledger) -> bool:
     if free <= max(_TOLERATED_FREE_PAGES, pages // _TOLERATED_FREE_PART):
         return False
     ledger.execute(f"PRAGMA incremental_vacuum({_VACUUMED_PAGES})").fetchall()
+    ledger.pages += 2 * _VACUUMED_PAGES
     return True
 
 
