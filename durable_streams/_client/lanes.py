@@ -226,8 +226,7 @@ class Lanes:
         """Let the handle's `on_error` mend what it can, once for requests that were under way together."""
         error = asked.error
         status = error.status if isinstance(error, DurableStreamError) else None
-        if self._session.batcher.needs_poll:
-            self.wake()
+        self.wake()  # Others have to do the work meanwhile.
         retry = False
         async with self._recovering:
             ask = number > self._mended.get((type(error), status), 0)
@@ -238,4 +237,4 @@ class Lanes:
                     error = raised
                 if retry:
                     self._mended[type(error), status] = self.requests
-        return self._session.on_recover(asked.send, error, retry or not ask, anyio.current_time(), asked=ask)
+        return self._session.on_recover(asked.send, error, retry or not ask, asked=ask)

@@ -333,6 +333,7 @@ class IdempotentProducer:
 
     async def aclose(self) -> None:
         """Like `detach`; but if it is cancelled, the producer ends as when its block is left by an exception."""
+        self._check_process()
         try:
             await self.detach()
         except BaseException:

@@ -491,7 +491,6 @@ class StreamResponse:
                 self._session.fail(error)
                 await self._finish(error)
                 raise
-            self._driver.taken()
 
     # -- Ending --------------------------------------------------------------------------------------------
 

@@ -76,9 +76,8 @@ class Batch:
         ambiguous_before: One under an older epoch's stamp may have been.
         asked: How often in a row the user was asked about its error.
         asking: The user is being asked.
-        behind: At its last try, the highest number before it that was unresolved; -1 if it was the first.
         waits_for: It met a gap that begins with this number, and waits for ours in it.
-        gaps: Gaps that none of ours could fill.
+        gaps: How often it met a gap that none of ours could fill.
     """
 
     __slots__ = (
@@ -86,7 +85,6 @@ class Batch:
         "ambiguous_before",
         "asked",
         "asking",
-        "behind",
         "body",
         "due",
         "failures",
@@ -120,7 +118,6 @@ class Batch:
         self.ambiguous_before = False
         self.asked = 0
         self.asking = False
-        self.behind = -1
         self.waits_for: int | None = None
         self.gaps = 0
 

@@ -94,7 +94,9 @@ class ProducerSession:
         stops: How often it has failed or was aborted; those who wait for a batch see by it that it is over.
         stopped_by: With what error it did so last.
 
-    `batcher.needs_poll` is set when something has changed that a poll has to see.
+    `batcher.needs_poll` is set when a batch opens or is sealed, and by a `poll` after which another lane will find
+    something to do as well. Who reports polls anyhow, and who calls `flush`, `close`, `detach`, `resume` or `restart`
+    wakes a lane.
     """
 
     def __init__(self, options: ProducerOptions, make_promise: Callable[[], Promise]) -> None:
@@ -267,12 +269,6 @@ class ProducerSession:
         if batch.first_sent is None:
             batch.first_sent = now
         batch.in_flight = True
-        batch.behind = -1
-        for other in self._unresolved.values():
-            if other is batch:
-                break
-            assert other.stamp is not None
-            batch.behind = other.stamp[1]
         self._in_flight += 1
         if self._in_flight >= self.options.max_in_flight:
             self._saturated = True
@@ -303,7 +299,7 @@ class ProducerSession:
             case Meaning.STALE, StaleEpochError():
                 return self._fenced(send, error, now, draw)
             case Meaning.GAP, SequenceGapError():
-                return self._overtaken(send, error, now)
+                return self._overtaken(send, error)
             case Meaning.AGAIN, _:
                 # A gateway's answer can hide that the server did store it, and a 500 can follow on storing.
                 send.batch.ambiguous = send.batch.ambiguous or error.status != 429
@@ -326,23 +322,21 @@ class ProducerSession:
             outcomes = [self._ask(send, failure.error)]
         return outcomes + self._claimed(now)
 
-    def on_recover(self, send: Send, error: Exception, retry: bool, now: float, *, asked: bool = True) -> list[Outcome]:
+    def on_recover(self, send: Send, error: Exception, retry: bool, *, asked: bool = True) -> list[Outcome]:
         """It is decided about the error of an `Asked`: by the user's `on_error`, unless `asked` is False."""
         batch = send.batch
         batch.asking = False
         batch.asked -= not asked
-        self.batcher.needs_poll = True
         if not self._awaited(batch):
             return []  # Everything failed meanwhile, or a later batch's acknowledgement has shown that it is stored.
         if retry:
-            batch.due, batch.failures, batch.first_sent = now, 0, None
+            batch.failures, batch.first_sent = 0, None
             return []
         return self._fail(batch, error)
 
     def _returned(self, send: Send) -> bool:
         """Take note that a request is over; False if nobody waits for its batch any more."""
         self._in_flight -= 1
-        self.batcher.needs_poll = True
         batch = send.batch
         if batch.stamp != send.stamp:
             return False
@@ -403,7 +397,6 @@ class ProducerSession:
         self.retries += 1
         if isinstance(error, NetworkError) and error.reused and error.phase != "body" and not batch.spared:
             batch.spared = True  # The server closed an idle connection just then: at once, and not counted.
-            batch.due = now
             return [Retried(batch, 0, 0.0, error)]
         batch.failures += 1
         delay = pause_before_retry(self.options, batch, error, now, draw)
@@ -458,18 +451,19 @@ class ProducerSession:
             batch.ambiguous = False  # Nothing of the new epoch has been sent yet.
         return [Claimed(old, self.epoch, len(parked))]
 
-    def _overtaken(self, send: Send, error: SequenceGapError, now: float) -> list[Outcome]:
+    def _overtaken(self, send: Send, error: SequenceGapError) -> list[Outcome]:
         """A batch met a gap.
 
-        Overtaking explains it if one of ours in the gap was unresolved when this batch was sent. Else none of ours is
-        what the server misses; the batch is tried once more, since the server may have been restarting.
+        It waits for ours that may fill it. If there are none, it is tried once more: the answer may be older than the
+        acknowledgements that have come since, or the server may have been restarting.
         """
         batch = send.batch
-        batch.gaps += batch.behind < error.expected_seq
-        if batch.gaps > 1:
-            return self._fail(batch, error)
+        batch.waits_for = error.expected_seq
+        if not self._must_wait(batch):
+            batch.gaps += 1
+            if batch.gaps > 1:
+                return self._fail(batch, error)
         self.gap_retries += 1
-        batch.waits_for, batch.due = error.expected_seq, now
         return []
 
     # -- Failing -------------------------------------------------------------------------------------------
@@ -497,7 +491,6 @@ class ProducerSession:
         # What comes from now on is certainly not applied, whatever became of the batch that failed.
         self.batcher.refuse(fresh(error, maybe_applied=False) if isinstance(error, DurableStreamError) else error)
         self.batcher.seal()
-        self.batcher.needs_poll = True
         stored = [batch for batch in self._unresolved.values() if batch.stamp and self._confirmed(batch.stamp)]
         outcomes: list[Outcome] = [*map(self._settle, stored)]  # Only their own answers are missing.
         if self._closing is not None:
@@ -524,7 +517,6 @@ class ProducerSession:
     def flush(self) -> int:
         """Send what is there without lingering; returns a watermark, reached when `settled` is at least it."""
         self._flush_to = self.batcher.last_number
-        self.batcher.needs_poll = True
         return self._flush_to
 
     def detach(self) -> None:
@@ -572,7 +564,6 @@ class ProducerSession:
         """Dispatch again."""
         if self._pause_after >= 0:
             self._pause_after = math.inf
-        self.batcher.needs_poll = True
 
     def restart(self, *, resend: bool) -> int:
         """Begin a new epoch; returns how many messages are queued again.

@@ -75,7 +75,7 @@ class Bench:
     def recover(self, outcomes: list[Outcome], *, retry: bool) -> list[Outcome]:
         (asked,) = outcomes
         assert isinstance(asked, Asked)
-        return self.session.on_recover(asked.send, asked.error, retry, self.now)
+        return self.session.on_recover(asked.send, asked.error, retry)
 
     def open_gate(self) -> None:
         """Let one batch of the epoch be acknowledged."""

@@ -11,6 +11,7 @@ from durable_streams._core.batcher import Ack
 from durable_streams._core.producer_values import Acked, Asked, Failed, ProducerOptions, Retried, Send, State, Wait
 from durable_streams._core.wire import MAX_INTEGER
 from durable_streams.errors import (
+    AlreadyClosedError,
     DurableStreamError,
     FetchError,
     InvalidArgumentError,
@@ -147,6 +148,14 @@ def test_a_flush_is_reached_when_everything_before_it_is_resolved() -> None:
         b.reply(send)
 
     assert b.session.settled >= watermark
+
+
+def test_what_is_unacknowledged_includes_the_open_batch() -> None:
+    b = bench(max_batch_items=2, max_in_flight=1)
+    b.add(*numbered(5))
+    b.send()
+
+    assert b.session.unacknowledged() == numbered(5)
 
 
 # -- Numbers and pipelining (12.4) -------------------------------------------------------------------------
@@ -389,7 +398,7 @@ def test_being_mended_without_asking_does_not_count() -> None:
     b.add(b"a")
     (asked,) = b.reply(b.send(), 401)
     assert isinstance(asked, Asked)
-    b.session.on_recover(asked.send, asked.error, True, b.now, asked=False)
+    b.session.on_recover(asked.send, asked.error, True, asked=False)
     (asked,) = b.reply(b.send(), 401)
 
     assert isinstance(asked, Asked)
@@ -446,6 +455,18 @@ def test_an_exception_of_the_users_own_is_asked_about_too() -> None:
 
     assert promise.error is error
     assert b.session.failure is error
+
+
+def test_what_the_user_is_asked_about_says_whether_the_batch_may_be_stored() -> None:
+    b = bench()
+    b.add(b"a")
+    b.break_off(b.send())
+    b.now += 1.0
+    (asked,) = b.break_off(b.send(), AlreadyClosedError("the handle was closed"))
+
+    assert isinstance(asked, Asked)
+    assert isinstance(asked.error, AlreadyClosedError)
+    assert asked.error.maybe_applied
 
 
 # -- Trying again (12.1, 12.5) -----------------------------------------------------------------------------

@@ -314,6 +314,18 @@ def test_what_may_be_stored_under_an_old_epoch_stays_uncertain() -> None:
     assert promise.error.maybe_applied
 
 
+def test_in_a_new_epoch_no_try_is_uncertain_yet() -> None:
+    b = bench(auto_claim=True)
+    b.add(b"a")
+    b.break_off(b.send())
+    b.now += 1.0
+    b.fence(b.send(), 3)
+    b.reply(b.send(), 204, producer_seq=0)  # somebody else was faster
+    b.now += 1.0
+
+    assert b.send().stamp == (5, 0)
+
+
 @pytest.mark.parametrize(
     ("before", "headers", "ours"),
     [

@@ -6,6 +6,7 @@ import pytest
 
 from durable_streams._core.batcher import Ack
 from durable_streams._core.exchange import Head
+from durable_streams._core.producer import MAX_CLAIMS
 from durable_streams._core.producer_values import CloseFailed, Done, Failed, State, StreamEnded, Wait
 from durable_streams._core.wire import MAX_INTEGER
 from durable_streams.errors import (
@@ -49,6 +50,8 @@ def test_closing_comes_after_everything_with_the_next_number(json: bool, final: 
     assert promise.ack is not None
     assert b.session.state is State.CLOSED
     assert b.session.last_offset == "end"
+    assert b.session.next_seq == 3
+    assert b.session.abort() == []
     assert b.poll() == Done()
     with pytest.raises(AlreadyClosedError, match="has closed"):
         b.add(b"late")
@@ -232,6 +235,14 @@ def test_what_is_added_during_a_restart_belongs_to_the_new_epoch() -> None:
     assert (b.send().stamp, b.session.settled) == ((1, 0), 1)
 
 
+def test_what_is_open_when_a_restart_begins_belongs_to_the_old_epoch() -> None:
+    b = bench(max_batch_items=None, linger=60.0)
+    b.add(b"old")
+    b.session.pause()
+
+    assert b.send().stamp == (0, 0)
+
+
 def test_a_restart_that_is_given_up_goes_on_where_it_was() -> None:
     b = bench()
     b.session.pause()
@@ -264,6 +275,36 @@ def test_restarting_after_a_fence_goes_beyond_the_epoch_that_fenced() -> None:
     assert b.session.unacknowledged() == numbered(2)
 
 
+def test_after_a_restart_messages_are_accepted_and_claims_counted_anew() -> None:
+    b = bench(auto_claim=True)
+    b.add(b"a")
+    for _ in range(2):
+        while b.session.failure is None:
+            send = b.send()
+            b.fence(send, send.stamp[0])
+            b.now += 10.0
+        assert b.session.claims % MAX_CLAIMS == 0
+        b.session.restart(resend=True)
+    b.add(b"b")
+
+    assert b.session.claims == 2 * MAX_CLAIMS
+    assert b.session.unacknowledged() == [b"a", b"b"]
+
+
+def test_after_a_restart_closing_may_have_another_last_message() -> None:
+    b = bench(delivery_timeout=1.0)
+    b.session.close(b"z", Promise())
+    b.break_off(b.send())
+    b.now += 1.0
+    b.break_off(b.send())
+    b.session.close(b"z", Promise())
+    b.fence(b.send(), 5)
+    b.session.restart(resend=False)
+    b.session.close(b"other", Promise())
+
+    assert b.send().request.body == b"other"
+
+
 def test_restarting_without_sending_again_drops_the_rest() -> None:
     b = bench(max_in_flight=1)
     b.add(*numbered(2))
@@ -273,6 +314,13 @@ def test_restarting_without_sending_again_drops_the_rest() -> None:
     assert b.session.unacknowledged() == []
     assert b.session.failure is None
     assert b.poll() == Wait(None)
+
+
+def test_the_highest_epoch_can_be_reached() -> None:
+    b = bench(epoch=MAX_INTEGER - 1)
+    b.session.restart(resend=False)
+
+    assert b.session.epoch == MAX_INTEGER
 
 
 def test_there_is_no_epoch_beyond_the_highest() -> None:

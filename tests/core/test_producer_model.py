@@ -9,6 +9,8 @@ server may forget what it knew. Invariants 5 to 7 of the client specification, s
 
 from __future__ import annotations
 
+import copy
+import math
 import os
 import random
 from collections import Counter
@@ -138,7 +140,7 @@ class World:
             self.outcomes.append(outcome)
             if isinstance(outcome, Asked):
                 retry = self.rng.random() < self.patience
-                self._note(self.session.on_recover(outcome.send, outcome.error, retry, self.now))
+                self._note(self.session.on_recover(outcome.send, outcome.error, retry))
             elif isinstance(outcome, Claimed):
                 for batch in self.session._unresolved.values():
                     if batch.ambiguous_before:
@@ -196,7 +198,7 @@ class World:
                 assert not set(map(int, outcome.batch.items)) & set(self.server.log), "said to be certainly not stored"
 
 
-def make(seed: int, **options: object) -> World:
+def make(seed: int, *, kind: type[World] = World, **options: object) -> World:
     rng = random.Random(seed)
     defaults: dict[str, object] = {
         "linger": rng.choice([0.0, 0.005, 1.0]),
@@ -208,7 +210,7 @@ def make(seed: int, **options: object) -> World:
         "delivery_timeout": 1e9,
     }
     session = ProducerSession(ProducerOptions("http://s/x", "p", JSON, **(defaults | options)), Promise)  # type: ignore[arg-type]
-    return World(rng, session, Server(), faults=rng.choice([0.0, 0.3, 0.8]))
+    return kind(rng, session, Server(), faults=rng.choice([0.0, 0.3, 0.8]))
 
 
 @given(SEEDS)
@@ -450,6 +452,63 @@ def test_aborting_returns_in_every_state(seed: int) -> None:
     assert isinstance(world.poll(), Done)
     assert all(promise.ack or promise.error for promise in world.promises.values())
     world.check()
+
+
+class LazyWorld(World):
+    """Lanes that ask only when they have reported, when they are woken, and when their time has come.
+
+    `needs_poll` has to be set whenever there is more to do than the lanes that are awake will find: when all sleep,
+    nothing may be left to do, and somebody has to wake in time for the next.
+    """
+
+    def run(self, add: int) -> None:
+        lanes = self.session.options.max_in_flight + 1
+        ready, woken = lanes, False
+        resting: list[float | None] = []
+        left = add
+        for _ in range(20_000):
+            asks = False
+            if left and self.rng.random() < 0.3:
+                left -= 1
+                self.add()
+                if not left:
+                    self.session.flush()
+                    asks = True
+            elif ready:
+                ready, woken = ready - 1, False
+                command = self.poll()
+                if not isinstance(command, Send):
+                    resting.append(command.until if isinstance(command, Wait) else None)
+            elif self.flights:
+                self.deliver()
+                ready = lanes - len(resting) - len(self.flights)  # who has reported asks
+            elif timers := [until for until in resting if until is not None]:
+                self.now = max(self.now, min(timers))
+                resting.remove(min(timers))
+                ready += 1
+            elif not left:
+                return
+            if self.session.batcher.needs_poll or asks:
+                self.session.batcher.needs_poll = False
+                if resting and not woken:
+                    resting.pop()
+                    ready, woken = ready + 1, True
+            if not ready and resting and self.rng.random() < 0.1:
+                unseen = copy.deepcopy(self.session).poll(self.now)
+                assert not isinstance(unseen, Send), "there is work, and all lanes sleep"
+                if isinstance(unseen, Wait) and unseen.until is not None:
+                    assert unseen.until >= min((until for until in resting if until is not None), default=math.inf)
+
+
+@given(SEEDS)
+@schedules(200)
+def test_lanes_that_sleep_until_they_are_woken_miss_nothing(seed: int) -> None:
+    world = make(seed, kind=LazyWorld, auto_claim=seed % 2 == 0, max_buffered_bytes=1 << 20)
+    assert isinstance(world, LazyWorld)
+    world.run(50)
+
+    assert world.session.failure is None
+    assert world.server.log == world.accepted
 
 
 @pytest.mark.parametrize("timeout", [1.0, 5.0])
