@@ -640,6 +640,26 @@ async def test_when_the_group_is_cancelled_those_who_wait_are_told() -> None:
     assert bodies(server) == [b"a", b"c"]
 
 
+async def test_a_caller_that_is_cancelled_together_with_the_worker_sees_just_that() -> None:
+    async with ScriptedServer() as server:
+        server.replies(Reply(hold=anyio.Event()))
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as tasks:
+                handle = DurableStream(server.url + "/s", content_type=TEXT)
+                await handle.start(tasks)
+
+                async def cancel() -> None:
+                    await server.wait_requests(1)
+                    scope.cancel()
+
+                tasks.start_soon(handle.append, "on the wire")
+                tasks.start_soon(handle.append, "queued")
+                tasks.start_soon(handle.close_stream)
+                tasks.start_soon(cancel)
+        assert scope.cancelled_caught
+        await handle.aclose()
+
+
 async def test_starting_twice_in_a_row_is_an_error() -> None:
     async with anyio.create_task_group() as tasks:
         handle = DurableStream("http://127.0.0.1:9/s")

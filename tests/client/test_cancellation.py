@@ -253,6 +253,32 @@ async def test_a_handle_s_block(mode: Mode, batching: bool) -> None:
     assert steps.cancelled
 
 
+async def test_a_handle_started_in_a_group_that_is_cancelled_with_it(mode: Mode, transport: Transport) -> None:
+    steps = Steps(mode)
+    log = Log([])
+    async with ScriptedServer(log) as server:
+        async for run in steps.rounds():
+            log.items = []
+            handle = DurableStream(server.url + "/s", content_type=JSON, transport=transport)
+            stored: list[int] = []
+
+            async def life(handle: Any = handle, stored: list[int] = stored) -> None:
+                async with anyio.create_task_group() as tasks:
+                    await handle.start(tasks)
+                    for item in (1, 2):
+                        await handle.append_json(item)
+                        stored.append(item)
+                    await handle.close_stream()
+                    await handle.aclose()
+
+            await run(life)
+            assert log.items[: len(stored)] == stored
+            await handle.aclose()
+            await settled(server, transport)
+
+    assert steps.cancelled
+
+
 async def test_starting_and_closing_a_handle(mode: Mode, transport: Transport) -> None:
     steps = Steps(mode)
     log = Log([])

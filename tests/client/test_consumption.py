@@ -377,6 +377,17 @@ async def test_the_checkpoint_of_a_subscription_moves_when_the_callback_returns(
     assert seen == ["-1", "1", "2"]
 
 
+async def test_the_position_does_not_wait_for_the_next_batch() -> None:
+    async with ScriptedServer() as server:
+        hold = anyio.Event()
+        server.replies(tail(b"a", "1"), replace(end(b"", "1"), hold=hold))
+        async with stream(server.url + "/s") as response, anyio.create_task_group() as tasks:
+            tasks.start_soon(response.subscribe_bytes, lambda batch: None)
+            await server.wait_requests(2)
+            assert response.offset == "1"
+            hold.set()
+
+
 @pytest.mark.parametrize("how", ["iterator", "callback"])
 async def test_a_batch_counts_as_processed_also_if_its_consumer_cancels_the_session(how: str) -> None:
     async with ScriptedServer() as server:

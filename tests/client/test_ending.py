@@ -298,6 +298,21 @@ async def test_the_users_own_functions_may_cancel_the_session(where: str) -> Non
 
 
 @pytest.mark.usefixtures("fake_clock")
+async def test_closing_from_several_tasks_at_once_takes_no_time() -> None:
+    transport = MemoryTransport(Answer(200, flags("1"), [anyio.Event()]))
+    response = await stream("http://host/s", transport=transport)
+    start = anyio.current_time()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(response.read)
+        await anyio.lowlevel.checkpoint()
+        for _ in range(3):
+            tasks.start_soon(response.aclose)
+
+    assert anyio.current_time() == start
+    assert transport.open_exchanges == 0
+
+
+@pytest.mark.usefixtures("fake_clock")
 async def test_closing_the_session_from_within_its_own_call_is_bounded() -> None:
     async def on_error(caught: Exception) -> dict[str, Any]:
         await response.aclose()
@@ -358,19 +373,20 @@ async def test_a_timeout_around_one_step_loses_nothing(name: str, transport: Tra
         await response.aclose()
 
 
-async def test_batches_that_had_come_are_delivered_after_a_cancellation() -> None:
+async def test_batches_that_had_come_are_delivered_after_a_cancellation(transport: Transport) -> None:
     async with ScriptedServer() as server:
         server.replies(
             tail(b"[]", "1", content_type=JSON),
             events(data("[1]") + control("2") + data("[2]") + control("3") + data("[3]"), anyio.Event()),
             events(data("[3]"), control("4", streamClosed=True)),
         )
-        async with stream(server.url + "/s") as response:
+        async with stream(server.url + "/s", transport=transport) as response:
             items = response.iter_json()
             assert await anext(items) == 1
             with anyio.CancelScope() as scope:
                 scope.cancel()
                 await anext(items)
+            assert connections(transport).startswith("0 open")
             assert await collect(items) == [2, 3]
 
     assert [request.query["offset"] for request in server.requests] == ["-1", "1", "3"]

@@ -233,6 +233,23 @@ async def test_every_operation_of_a_handle_is_given_up_after_a_minute() -> None:
         assert 30 < times(transport)[-1] <= 60
 
 
+async def test_the_minute_begins_anew_with_each_success() -> None:
+    successes = [0.0]
+
+    def answer(sent: Sent) -> Script:
+        if sent.time - successes[-1] < 45:
+            return Answer(503)
+        successes.append(sent.time)
+        last = len(successes) == 5
+        return Answer(200, flags(f"{len(successes)}", closed=last), [b"x"])
+
+    transport = MemoryTransport(handler=answer)
+    async with session(transport, live=False) as response:
+        assert await response.read() == b"xxxx"
+
+    assert times(transport)[-1] > 3 * 45
+
+
 async def test_catching_up_is_given_up_after_a_minute_without_progress() -> None:
     transport = MemoryTransport(Answer(200, flags("1")), handler=lambda sent: reset())
 
