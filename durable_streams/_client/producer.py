@@ -11,7 +11,7 @@ import atexit
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -490,10 +490,25 @@ class IdempotentProducer:
         Raises:
             As `append`; the messages before the offending one are queued.
         """
-        iterator = iter(bodies)
+        await anyio.lowlevel.checkpoint()
+        if not isinstance(bodies, list | tuple):
+            return await self._append_each(iter(bodies))
+        receipt: Receipt | None = None
+        position = 0
+        while position < len(bodies):
+            count = self._batcher.add_run(bodies, position)
+            if count > 0:
+                receipt = self._batcher.last_promise
+            else:
+                count = -count
+                receipt = await self._append_each(iter(bodies[position : position + count]))
+            position += count
+        return receipt
+
+    async def _append_each(self, iterator: Iterator[bytes | str]) -> Receipt | None:
+        """Queue messages one by one; returns the last one's receipt."""
         batcher = self._batcher
         receipt: Receipt | None = None
-        await anyio.lowlevel.checkpoint()
         while True:
             before = batcher.buffered_messages
             try:

@@ -12,7 +12,7 @@ the buffer is payload alone.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +22,8 @@ from .fresh import fresh
 
 #: Said by `Batcher.add_many`: the iterator has ended.
 EXHAUSTED = object()
+#: Most messages that `Batcher.add_run` takes at a time: what it does for nothing if one of them needs a second look.
+RUN = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +230,35 @@ class Batcher:
             if self.open is None:
                 return None
         return EXHAUSTED
+
+    def add_run(self, bodies: Sequence[Any], start: int) -> int:
+        """Put messages of a list, from `start` on, into the open batch at once.
+
+        The same as `add_many` for messages that fit and need no second look, at half its cost: each check is one pass
+        in C over the run.
+
+        Returns:
+            How many are in; or, negative, how many have to go through `add_many` before the next run.
+        """
+        room, overhead = self._room, self._item_overhead
+        first = bodies[start]
+        if type(first) is not bytes or not first or (size := len(first) + overhead) > room:
+            return -1
+        count = min(RUN, room // size)
+        while True:
+            run = bodies[start : start + count]
+            if set(map(type, run)) != {bytes} or not all(run):
+                return -len(run)
+            size = sum(map(len, run)) + overhead * len(run)
+            if size <= room:
+                break
+            count = max(1, min(len(run) - 1, len(run) * room // size))  # The first fits: it does not get to 0.
+        if self._floor >= 0 and min(run)[0] <= self._floor:
+            return -len(run)
+        assert self.open is not None
+        self._room -= size
+        self.open.items += run
+        return len(run)
 
     def begins(self, body: bytes | str) -> bool:
         """Whether this message begins a batch: none is open, or it does not fit into the one that is."""

@@ -399,6 +399,56 @@ def test_the_iterable_may_use_the_batcher_itself() -> None:
     assert all(len(body) == 4 for body in bodies(batcher))
 
 
+def test_a_run_takes_what_fits_and_says_what_does_not_belong_to_it() -> None:
+    batcher = make(max_batch_bytes=10)
+
+    assert batcher.add_run([b"ab"], 0) == -1  # opens a batch
+    batcher.add(b"ab")
+    assert batcher.add_run([b"--", b"c", b"de", b"fgh", b"ijk"], 1) == 3
+    assert batcher.add_run([b"ijk"], 0) == -1  # does not fit
+    assert batcher.add_run([b"k", "l", b"m"], 0) == -2
+    assert batcher.add_run([b"k", b"", b"m"], 0) == -2
+    assert batcher.add_run([b""], 0) == -1
+    assert batches(batcher) == [[b"ab", b"c", b"de", b"fgh"]]
+
+
+#: Messages of all kinds, most of them ordinary.
+RUNS = st.lists(
+    st.one_of(st.binary(max_size=9), st.integers(1, 9).map(lambda size: b"7" * size), st.sampled_from(["8", b" 9", 0])),
+    max_size=60,
+)
+
+
+@given(st.booleans(), st.integers(1, 80), st.integers(1, 200), RUNS)
+@relaxed
+def test_runs_add_the_same_as_one_message_after_the_other(json: bool, cap: int, room: int, wanted: list[Any]) -> None:
+    each = make(json=json, max_batch_bytes=cap, max_buffered_bytes=room)
+    runs = make(json=json, max_batch_bytes=cap, max_buffered_bytes=room)
+
+    def add_in_runs() -> object:
+        position = 0
+        while position < len(wanted):
+            count = runs.add_run(wanted, position)
+            if count < 0:
+                count = -count
+                left = add_all(runs, iter(wanted[position : position + count]))
+                if left is not EXHAUSTED:
+                    return left
+            position += count
+        return EXHAUSTED
+
+    outcomes: list[object] = []
+    for add in (lambda: add_all(each, iter(wanted)), add_in_runs):
+        try:
+            outcomes.append(add())
+        except (InvalidArgumentError, TypeError) as error:
+            outcomes.append((type(error), str(error)))
+
+    assert outcomes[0] == outcomes[1]
+    assert batches(each) == batches(runs)
+    assert (each.buffered_bytes, each.buffered_messages) == (runs.buffered_bytes, runs.buffered_messages)
+
+
 # -- Everything together -----------------------------------------------------------------------------------
 
 STEPS = st.lists(

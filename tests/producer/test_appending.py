@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import anyio
@@ -58,6 +58,20 @@ async def test_many_small_batches_on_several_connections_keep_their_order(handle
     assert statistics.requests == 334 + statistics.gap_retries
     assert (statistics.pending, statistics.pending_bytes, statistics.in_flight) == (0, 0, 0)
     assert (statistics.retries, statistics.duplicates, statistics.claims, statistics.epoch) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, iter])
+async def test_many_messages_come_in_order_from_lists_and_iterators(
+    handle: DurableStream, kind: Callable[[list[Any]], Iterable[Any]]
+) -> None:
+    bodies = [f" {number}" if number % 5000 == 0 else b"%d" % number for number in range(20_000)]
+    async with IdempotentProducer(handle, "p", max_batch_bytes=30_000, max_buffered_bytes=70_000) as producer:
+        receipt = await producer.append_many(kind(bodies))
+        assert receipt is not None
+        ack = await receipt.wait()
+
+    assert await items(handle) == list(range(20_000))
+    assert ack.offset == (await handle.head()).offset
 
 
 @pytest.mark.parametrize("batching", [Batching.DEFAULT, Batching.LOW_LATENCY, Batching.HIGH_THROUGHPUT])
