@@ -23,9 +23,9 @@ def import_time(bench: Bench) -> Iterator[Case]:
 
 
 def _seconds(python: str) -> float:
-    # Ours is in the working directory; the other must not find it there.
-    folder = ROOT if python == sys.executable else Path(sys.prefix)
-    done = subprocess.run([python, "-c", CODE], cwd=folder, capture_output=True, text=True, check=True)
+    # Ours is in the working directory; the other must not find it there, nor by PYTHONPATH.
+    command = [python, "-c", CODE] if python == sys.executable else [python, "-I", "-c", CODE]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return 1e3 * float(done.stdout)
 
 
