@@ -111,6 +111,27 @@ def bytes_decoder(*, json: bool) -> Decoder[BytesBatch]:
     return decode
 
 
+@dataclass(frozen=True, slots=True)
+class Pieces(Batch):
+    """A batch as the pieces in which it came.
+
+    Attributes:
+        pieces: None of them empty; in JSON mode one JSON array.
+    """
+
+    pieces: tuple[bytes, ...]
+
+
+def pieces_decoder(*, json: bool) -> Decoder[Pieces]:
+    """Take the parts of a page as they are; in JSON mode join them to one array."""
+
+    def decode(page: Page) -> Pieces:
+        parts = page.data
+        return Pieces(page.checkpoint, (joined(parts, json=True),) if json and parts else parts)
+
+    return decode
+
+
 def text_decoder(*, json: bool, tail: bytes, errors: Literal["strict", "replace"]) -> Decoder[TextBatch]:
     """Decode UTF-8 across pages; a character cut by the end of a page waits for the next."""
     decoder = TextDecoder(tail, errors=errors)

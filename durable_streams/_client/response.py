@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
@@ -25,7 +25,18 @@ from ..errors import (
     ParseError,
     StreamConsumedError,
 )
-from .batches import Batch, BytesBatch, Decoder, JsonBatch, TextBatch, bytes_decoder, joined, json_decoder, text_decoder
+from .batches import (
+    Batch,
+    BytesBatch,
+    Decoder,
+    JsonBatch,
+    TextBatch,
+    bytes_decoder,
+    joined,
+    json_decoder,
+    pieces_decoder,
+    text_decoder,
+)
 from .context import Context, TransportOwner
 from .driver import Driver
 
@@ -87,10 +98,10 @@ class ItemIterator(AsyncIterator[T]):
     `__anext__` loses nothing.
     """
 
-    def __init__(self, batches: BatchIterator[B], items: Callable[[B], list[T]]) -> None:
+    def __init__(self, batches: BatchIterator[B], items: Callable[[B], Iterable[T]]) -> None:
         self._batches: BatchIterator[Any] = batches
         self._items: Iterator[T] = iter(())
-        self._unpack: Callable[[Any], list[T]] = items
+        self._unpack: Callable[[Any], Iterable[T]] = items
 
     def __aiter__(self) -> ItemIterator[T]:
         return self
@@ -364,8 +375,8 @@ class StreamResponse:
             StreamConsumedError: the session is already being consumed (raised at the call).
         """
         self._claim("iter_bytes")
-        decode = bytes_decoder(json=self._session.json)
-        return ItemIterator(BatchIterator(self, decode), lambda batch: [batch.data] if batch.data else [])
+        decode = pieces_decoder(json=self._session.json)
+        return ItemIterator(BatchIterator(self, decode), lambda batch: batch.pieces)
 
     def iter_text(self, *, errors: Literal["strict", "replace"] = "strict") -> ItemIterator[str]:
         """Text in pieces as it comes, none of them empty; a character cut by a batch's end waits for its rest.

@@ -177,7 +177,8 @@ class Page:
     """Data of one batch, undecoded, and the position after it.
 
     Attributes:
-        data: The body of a page, or one part per SSE event. Empty parts are left out.
+        data: Parts that follow on each other, none of them empty: in JSON mode the body of a page or one part per SSE
+            event, else the pieces in which the data came.
         checkpoint: Position after the data.
         before: Offset where the data starts.
     """
@@ -319,14 +320,14 @@ class ReadSession:
         """The body is complete."""
         head = self._answer
         assert head is not None
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        body = self._body
         self._answer, self._body = None, []
         if head.status == 200 and self.phase is Phase.SSE:
             self._on_connection_ended(now, draw)
         elif head.status in (200, 204) or (head.status == 304 and self.phase is Phase.LONG_POLL):
-            self._on_page(head, body if head.status == 200 else b"", now, draw)
+            self._on_page(head, body if head.status == 200 else [], now, draw)
         else:
-            error = status_error(Subject("read", self.options.url), head, body[:MAX_ERROR_BODY])
+            error = status_error(Subject("read", self.options.url), head, b"".join(body)[:MAX_ERROR_BODY])
             self._failed(error, now, draw)
 
     def on_failure(self, failure: Failure, now: float, draw: float) -> None:
@@ -387,11 +388,13 @@ class ReadSession:
 
     # -- Pages ---------------------------------------------------------------------------------------------
 
-    def _on_page(self, head: Head, body: bytes, now: float, draw: float) -> None:
+    def _on_page(self, head: Head, body: list[bytes], now: float, draw: float) -> None:
+        if self.json and len(body) > 1:
+            body = [b"".join(body)]  # Other data is not joined before somebody wants it in one piece.
         headers = head.headers
         before = self._offset
         after = headers.get(wire.NEXT_OFFSET) or before
-        empty = json_mode.is_empty(body) if self.json else not body
+        empty = not body or (self.json and json_mode.is_empty(body[0]))
         closed = wire.is_true(headers.get(wire.CLOSED))
         # 204 and 304 say by themselves that there is nothing more at the moment.
         up_to_date = closed or head.status != 200 or wire.is_flag(headers.get(wire.UP_TO_DATE))
@@ -404,13 +407,15 @@ class ReadSession:
         ends = closed or (up_to_date and self.options.live is False)
         if not advanced and not ends and (not empty or before == wire.NOW):
             missing = "lacks Stream-Next-Offset" if wire.NEXT_OFFSET not in headers else "does not advance the offset"
-            self._fatal(self._parse_error(f"an answer to offset={before} {missing}, so reading cannot go on", body))
+            self._fatal(
+                self._parse_error(f"an answer to offset={before} {missing}, so reading cannot go on", b"".join(body))
+            )
             return
         self._offset = after
         self._cursor = headers.get(wire.CURSOR) or self._cursor
         self._up_to_date = up_to_date
         self._established = True
-        data = () if empty else (body,)
+        data = () if empty else tuple(body)
         self._pages.append(Page(data, Checkpoint(after, self._cursor, up_to_date, closed), before))
         caught_up = self.phase in (Phase.START, Phase.CATCH_UP) and up_to_date
         idle = head.status == 204 and now - self._sent_at >= IDLE_204

@@ -547,4 +547,4 @@ async def test_base64_events_serve_every_way_of_consuming(method: str) -> None:
         async with stream(server.url + "/s", live="sse") as response:
             got = await collect(getattr(response, method)())
 
-    assert got == ([b"a", b"bc", b"x"] if method == "iter_bytes" else ["a", "bc", "x"])
+    assert got == ([b"a", b"b", b"c", b"x"] if method == "iter_bytes" else ["a", "bc", "x"])
