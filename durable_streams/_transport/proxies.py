@@ -34,8 +34,14 @@ class Proxies:
     """
 
     def __init__(self, given: Mapping[str, str] | None) -> None:
-        self._bypass_by_system = given is None and not urllib.request.getproxies_environment()
-        self._proxies = dict(urllib.request.getproxies() if given is None else given)
+        self._bypass_by_system = False
+        if given is None:
+            given = urllib.request.getproxies_environment()
+            # Elsewhere than on macOS and Windows they are the same function: reading all variables twice would show.
+            if not given and urllib.request.getproxies is not urllib.request.getproxies_environment:
+                given = urllib.request.getproxies()
+                self._bypass_by_system = True
+        self._proxies = dict(given)
         self._found: dict[tuple[str, str, int | None], Proxy | None] = {}
 
     def find(self, scheme: str, host: str, port: int | None) -> Proxy | None:
