@@ -55,6 +55,9 @@ TABLE = {
     "server": row(
         "errors _core _collision", libraries="anyio msgspec", one_module="uvicorn uvloop cryptography httptools"
     ),
+    "s2": row(
+        "errors _core _transport _transport.base _transport.default", libraries="anyio", one_module="hpack zstandard"
+    ),
     "testing": row(". errors server _collision", libraries="anyio pytest"),
     "cli": row(". errors server testing _collision", libraries="anyio click rich"),
     ".": row("errors _core _transport _client _collision"),

@@ -220,7 +220,7 @@ class ReadBatch:
         return metered_bytes(self.records)
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, init=False, repr=False)
 class AppendInput:
     """A batch to append: all of it is stored, or nothing.
 
@@ -239,7 +239,7 @@ class AppendInput:
     records: tuple[AppendRecord, ...]
     match_seq_num: int | None = None
     fencing_token: str | None = None
-    metered_bytes: int = field(init=False, compare=False)
+    metered_bytes: int = field(default=0, compare=False)
 
     def __init__(
         self,

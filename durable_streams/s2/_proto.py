@@ -1,0 +1,498 @@
+"""Protobuf of the S2 API, both directions, without the protobuf runtime.
+
+Seven messages, all made of varints and length-delimited fields (specification: S2 3.3). The codec is held to the
+official runtime by the tests: unknown fields are skipped, the last of a scalar field counts, repeated sub-messages of a
+singular field are merged, a field of another wire type than declared is an unknown field.
+
+Encoding
+    A batch is the plain concatenation of its records, each `0a <length> <AppendRecord>`, and two optional fields. So
+    records can be encoded one by one as they come, and a batch is one join. What stands before the body of a plain
+    record depends on the body's length alone and is kept by it.
+
+Decoding
+    A batch of the server is mostly records alike: the number goes up by one, timestamp and headers stay. Two shortcuts
+    use that, and each proves byte by byte that it may; `_read_record` behind them takes everything.
+
+    *Successor.* A record whose message begins with its number and ends with its body has a head: all before the bytes
+    of the body. In the head of the record after it, the low seven bits of the number have counted up, and the lengths
+    may differ; if all the `rest` is equal, so is what it means.
+
+    *Run.* If the records that follow have the same lengths as well, their heads stand at equal distances, the stride.
+    Each byte of the head is then one *column* over the whole run, a slice with a step, and has to be the same
+    everywhere; the column of the low seven bits has to count up. What is left per record is to cut out its body, and
+    one list comprehension does that. A run ends where those seven bits wrap: after 128 records at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import repeat
+
+from ._values import MAX_U64, AppendAck, AppendInput, AppendRecord, Header, ReadBatch, SequencedRecord, StreamPosition
+from .errors import S2ProtocolError
+
+_VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
+_MAX_GROUPS = 100  # nesting of groups, which nobody sends; as deep as the official runtime goes
+_MAX_TAG = (1 << 32) - 1
+
+_make_record = partial(tuple.__new__, SequencedRecord)
+
+# --- Encoding ---------------------------------------------------------------------------------------------------------
+
+
+def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return b"%c" % value
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+class _Prefixes(dict[int, bytes]):
+    """What stands before the body of a plain record, by the body's length."""
+
+    _KEPT = 1 << 14
+
+    def __missing__(self, length: int) -> bytes:
+        if length:
+            field = b"\x1a" + _varint(length)
+            prefix = b"\x0a" + _varint(len(field) + length) + field
+        else:
+            prefix = b"\x0a\x00"
+        if len(self) < self._KEPT:
+            self[length] = prefix
+        return prefix
+
+
+_prefixes = _Prefixes()
+
+
+def _headers(tag: bytes, headers: tuple[Header, ...]) -> bytes:
+    parts = []
+    for name, value in headers:
+        header = b""
+        if name:
+            header = b"\x0a" + _varint(len(name)) + name
+        if value:
+            header += b"\x12" + _varint(len(value)) + value
+        parts.append(tag + _varint(len(header)) + header)
+    return b"".join(parts)
+
+
+def record_prefix(record: AppendRecord) -> bytes:
+    """What stands before a record's body in a batch. The prefix and the body are the record's piece.
+
+    For large bodies: the pieces of a batch are joined once, and the body need not be copied before.
+    """
+    body = record.body
+    if record.timestamp is None and not record.headers:
+        return _prefixes[len(body)]
+    head = b"" if record.timestamp is None else b"\x08" + _varint(record.timestamp)
+    if record.headers:
+        head += _headers(b"\x12", record.headers)
+    if body:
+        head += b"\x1a" + _varint(len(body))
+    return b"\x0a" + _varint(len(head) + len(body)) + head
+
+
+def encode_record(record: AppendRecord) -> bytes:
+    """One record as a piece of a batch, for `encode_append`."""
+    return record_prefix(record) + record.body
+
+
+def encode_append(pieces: Sequence[bytes], match_seq_num: int | None = None, fencing_token: str | None = None) -> bytes:
+    """An `AppendInput` message of pieces by `encode_record`, or of prefixes and bodies in turn."""
+    conditions = _conditions(match_seq_num, fencing_token)
+    return b"".join([*pieces, conditions]) if conditions else b"".join(pieces)
+
+
+def encode_append_input(batch: AppendInput) -> bytes:
+    """An `AppendInput` message."""
+    parts: list[bytes] = []
+    prefixes = _prefixes
+    add = parts.append
+    for record in batch.records:
+        body = record.body
+        if record.timestamp is None and not record.headers:
+            add(prefixes[len(body)])
+        else:
+            add(record_prefix(record))
+        add(body)
+    return encode_append(parts, batch.match_seq_num, batch.fencing_token)
+
+
+def _conditions(match_seq_num: int | None, fencing_token: str | None) -> bytes:
+    """Both fields have presence: 0 and "" are conditions, and are sent (S2 3.3)."""
+    out = b"" if match_seq_num is None else b"\x10" + _varint(match_seq_num)
+    if fencing_token is not None:
+        token = fencing_token.encode()
+        out += b"\x1a" + _varint(len(token)) + token
+    return out
+
+
+def _position(position: StreamPosition) -> bytes:
+    out = b"\x08" + _varint(position.seq_num) if position.seq_num else b""
+    if position.timestamp:
+        out += b"\x10" + _varint(position.timestamp)
+    return _varint(len(out)) + out
+
+
+def encode_append_ack(ack: AppendAck) -> bytes:
+    """An `AppendAck` message."""
+    return b"\x0a" + _position(ack.start) + b"\x12" + _position(ack.end) + b"\x1a" + _position(ack.tail)
+
+
+def encode_read_batch(batch: ReadBatch) -> bytes:
+    """A `ReadBatch` message."""
+    parts: list[bytes] = []
+    for seq_num, timestamp, body, headers in batch.records:
+        head = b"\x08" + _varint(seq_num) if seq_num else b""
+        if timestamp:
+            head += b"\x10" + _varint(timestamp)
+        if headers:
+            head += _headers(b"\x1a", headers)
+        if body:
+            head += b"\x22" + _varint(len(body))
+        parts += (b"\x0a" + _varint(len(head) + len(body)) + head, body)
+    if batch.tail is not None:
+        parts.append(b"\x12" + _position(batch.tail))
+    return b"".join(parts)
+
+
+# --- Decoding: the general part ---------------------------------------------------------------------------------------
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """A varint and the place after it. Raises IndexError at the end of the data."""
+    value = data[at]
+    if value < 0x80:
+        return value, at + 1
+    value &= 0x7F
+    shift = 7
+    while True:
+        at += 1
+        byte = data[at]
+        if byte < 0x80:
+            break
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if shift > 63:
+            raise S2ProtocolError("protobuf: a varint has more than ten bytes")
+    value |= byte << shift
+    if value > MAX_U64:
+        raise S2ProtocolError("protobuf: a varint has more than 64 bits")
+    return value, at + 1
+
+
+def _read_span(data: bytes, at: int, end: int) -> tuple[int, int]:
+    """First byte and end of a length-delimited field whose length stands here."""
+    size, at = _read_varint(data, at)
+    stop = at + size
+    if stop > end:
+        raise S2ProtocolError(f"protobuf: a field of {size} bytes goes beyond the end of its message")
+    return at, stop
+
+
+def _read_tag(data: bytes, at: int) -> tuple[int, int]:
+    """Tag of a field, and the place after it."""
+    tag, at = _read_varint(data, at)
+    if tag < 8 or tag > _MAX_TAG or tag & 7 > _FIXED32:
+        raise S2ProtocolError(f"protobuf: {tag} is no tag")
+    return tag, at
+
+
+def _skip(data: bytes, at: int, end: int) -> int:
+    """The place after an unknown field whose tag stands here."""
+    groups: list[int] = []
+    while True:
+        tag, at = _read_tag(data, at)
+        kind = tag & 7
+        if kind == _VARINT:
+            _, at = _read_varint(data, at)
+        elif kind == _BYTES:
+            _, at = _read_span(data, at, end)
+        elif kind == _GROUP:
+            groups.append(tag >> 3)
+            if len(groups) > _MAX_GROUPS:
+                raise S2ProtocolError("protobuf: groups are nested too deeply")
+        elif kind == _GROUP_END:
+            if not groups or groups.pop() != tag >> 3:
+                raise S2ProtocolError("protobuf: a group ends that did not begin")
+        else:
+            at += 8 if kind == _FIXED64 else 4
+        if at > end:
+            raise S2ProtocolError("protobuf: a field goes beyond the end of its message")
+        if not groups:
+            return at
+
+
+def _read_header(data: bytes, at: int, end: int) -> Header:
+    """A `Header` message."""
+    if end - at < 0x80 and at + 1 < end and data[at] == 0x0A:  # both lengths have one byte: the usual layout at once
+        name_end = at + 2 + data[at + 1]
+        if name_end + 1 < end and data[name_end] == 0x12 and name_end + 2 + data[name_end + 1] == end:
+            return data[at + 2 : name_end], data[name_end + 2 : end]
+    name = value = b""
+    while at < end:
+        tag = data[at]
+        if tag == 0x0A:
+            at, stop = _read_span(data, at + 1, end)
+            name = data[at:stop]
+            at = stop
+        elif tag == 0x12:
+            at, stop = _read_span(data, at + 1, end)
+            value = data[at:stop]
+            at = stop
+        else:
+            at = _skip(data, at, end)
+    return name, value
+
+
+def _read_position(data: bytes, at: int, end: int, before: StreamPosition | None) -> StreamPosition:
+    seq_num, timestamp = (0, 0) if before is None else (before.seq_num, before.timestamp)
+    while at < end:
+        tag = data[at]
+        if tag == 0x08:
+            seq_num, at = _read_varint(data, at + 1)
+        elif tag == 0x10:
+            timestamp, at = _read_varint(data, at + 1)
+        else:
+            at = _skip(data, at, end)
+    _check_end(at, end)
+    return StreamPosition(seq_num, timestamp)
+
+
+def _read_record(data: bytes, at: int, end: int) -> tuple[SequencedRecord, int]:
+    """A `SequencedRecord` message of any shape.
+
+    Returns:
+        The record, and where the tag of its body stands, if its number is the first field and appears once, and its
+        body is the last one. Otherwise 0.
+    """
+    seq_num = timestamp = 0
+    body = b""
+    headers: list[Header] = []
+    first, seq_at, body_at = at, -1, 0
+    while at < end:
+        tag = data[at]
+        if tag == 0x22:
+            body_at = at
+            at, stop = _read_span(data, at + 1, end)
+            body = data[at:stop]
+            at = stop
+            continue
+        body_at = 0
+        if tag == 0x08:
+            seq_at = at
+            seq_num, at = _read_varint(data, at + 1)
+        elif tag == 0x10:
+            timestamp, at = _read_varint(data, at + 1)
+        elif tag == 0x1A:
+            at, stop = _read_span(data, at + 1, end)
+            headers.append(_read_header(data, at, stop))
+            at = stop
+        else:
+            at = _skip(data, at, end)
+    _check_end(at, end)
+    return SequencedRecord(seq_num, timestamp, body, tuple(headers)), body_at if seq_at == first else 0
+
+
+def _check_end(at: int, end: int) -> None:
+    """A varint, which carries no length, may have run out of its message into what follows."""
+    if at > end:
+        raise S2ProtocolError("protobuf: a field goes beyond the end of its message")
+
+
+_TRUNCATED = "protobuf: the message ends in the middle of a field"
+
+
+def decode_append_ack(data: bytes) -> AppendAck:
+    """Decode an `AppendAck` message. A missing position is that of an empty stream.
+
+    Raises:
+        S2ProtocolError: if the bytes are no such message.
+    """
+    found: dict[int, StreamPosition] = {}
+    at, end = 0, len(data)
+    try:
+        while at < end:
+            tag = data[at]
+            if tag in (0x0A, 0x12, 0x1A):
+                at, stop = _read_span(data, at + 1, end)
+                found[tag] = _read_position(data, at, stop, found.get(tag))
+                at = stop
+            else:
+                at = _skip(data, at, end)
+    except IndexError:
+        raise S2ProtocolError(_TRUNCATED) from None
+    origin = StreamPosition(0, 0)
+    return AppendAck(found.get(0x0A, origin), found.get(0x12, origin), found.get(0x1A, origin))
+
+
+def decode_append_input(data: bytes) -> AppendInput:
+    """Decode an `AppendInput` message, as a server does.
+
+    Raises:
+        S2ProtocolError: if the bytes are no such message.
+        InvalidArgumentError: if they are, but the batch breaks a rule (S2 1.3, 3.4).
+    """
+    records: list[tuple[bytes, tuple[Header, ...], int | None]] = []
+    match_seq_num: int | None = None
+    fencing_token: str | None = None
+    at, end = 0, len(data)
+    try:
+        while at < end:
+            tag = data[at]
+            if tag == 0x0A:
+                at, stop = _read_span(data, at + 1, end)
+                records.append(_append_record(data, at, stop))
+                at = stop
+            elif tag == 0x10:
+                match_seq_num, at = _read_varint(data, at + 1)
+            elif tag == 0x1A:
+                at, stop = _read_span(data, at + 1, end)
+                fencing_token = data[at:stop].decode()
+                at = stop
+            else:
+                at = _skip(data, at, end)
+    except IndexError:
+        raise S2ProtocolError(_TRUNCATED) from None
+    except UnicodeDecodeError as error:
+        raise S2ProtocolError(f"protobuf: the fencing token is not UTF-8: {error.reason}") from None
+    return AppendInput([AppendRecord(*fields) for fields in records], match_seq_num, fencing_token)
+
+
+def _append_record(data: bytes, at: int, end: int) -> tuple[bytes, tuple[Header, ...], int | None]:
+    """Body, headers and timestamp of an `AppendRecord` message."""
+    timestamp: int | None = None
+    body = b""
+    headers: list[Header] = []
+    while at < end:
+        tag = data[at]
+        if tag == 0x08:
+            timestamp, at = _read_varint(data, at + 1)
+        elif tag == 0x12:
+            at, stop = _read_span(data, at + 1, end)
+            headers.append(_read_header(data, at, stop))
+            at = stop
+        elif tag == 0x1A:
+            at, stop = _read_span(data, at + 1, end)
+            body = data[at:stop]
+            at = stop
+        else:
+            at = _skip(data, at, end)
+    _check_end(at, end)
+    return body, tuple(headers), timestamp
+
+
+# --- Decoding: records alike ------------------------------------------------------------------------------------------
+
+#: The low byte of a number's varint as it counts up: alone, or with more bytes behind it.
+_COUNT_ALONE, _COUNT = bytes(range(128)), bytes(range(128, 256))
+#: Longest head whose columns are looked at. A longer one is compared record by record, which costs less.
+_MAX_COLUMNS = 64
+
+
+def decode_read_batch(data: bytes) -> ReadBatch:
+    """Decode a `ReadBatch` message.
+
+    Raises:
+        S2ProtocolError: if the bytes are no such message.
+    """
+    records: list[SequencedRecord] = []
+    tail: StreamPosition | None = None
+    at, end = 0, len(data)
+    try:
+        while at < end:
+            tag = data[at]
+            if tag == 0x0A:
+                at = _read_records(data, at, end, records)
+            elif tag == 0x12:
+                at, stop = _read_span(data, at + 1, end)
+                tail = _read_position(data, at, stop, tail)
+                at = stop
+            else:
+                at = _skip(data, at, end)
+    except IndexError:
+        raise S2ProtocolError(_TRUNCATED) from None
+    return ReadBatch(tuple(records), tail)
+
+
+def _read_records(data: bytes, at: int, end: int, records: list[SequencedRecord]) -> int:
+    """Decode pieces `0a <length> <SequencedRecord>`, as many as follow each other; returns the place after them."""
+    rest = b""  # of the head of the record before; empty if there is none to compare with
+    seq_num = timestamp = 0  # what the next record has if it is the successor
+    headers: tuple[Header, ...] = ()
+    counter = _COUNT
+    while at < end and data[at] == 0x0A:
+        piece = at
+        length, start = data[at + 1], at + 2
+        if length > 0x7F:
+            length, start = _read_varint(data, at + 1)
+        stop = start + length
+        if stop > end:
+            raise S2ProtocolError(f"protobuf: a record of {length} bytes goes beyond the end of its message")
+        at = start + 2 + len(rest)
+        if (
+            rest
+            and at < stop
+            and data[start] == 0x08
+            and data[start + 1] == counter[seq_num & 0x7F]
+            and data.startswith(rest, start + 2)
+        ):
+            size = data[at]
+            at += 1
+            if size > 0x7F:
+                size, at = _read_varint(data, at - 1)
+            if at + size == stop:
+                count, stride = 1, stop - piece
+                if at - piece <= _MAX_COLUMNS and data.startswith(data[piece : start + 1], stop):
+                    limit = min(128 - (seq_num & 0x7F), (end - piece) // stride)
+                    expected = counter[seq_num & 0x7F :]
+                    count = _run_length(data, range(piece, at), stride, limit, start + 1, expected)
+                if count == 1:
+                    records.append(_make_record((seq_num, timestamp, data[at:stop], headers)))
+                else:
+                    bodies = [data[body : body + size] for body in range(at, at + count * stride, stride)]
+                    numbers = range(seq_num, seq_num + count)
+                    records += map(_make_record, zip(numbers, repeat(timestamp), bodies, repeat(headers)))
+                seq_num += count
+                if not seq_num & 0x7F:
+                    rest = b""
+                at = piece + count * stride
+                continue
+        record, body_at = _read_record(data, start, stop)
+        records.append(record)
+        seq_num, timestamp, _, headers = record
+        counter = _COUNT if data[start + 1 : start + 2] >= b"\x80" else _COUNT_ALONE
+        seq_num += 1
+        rest = data[start + 2 : body_at + 1] if body_at and seq_num & 0x7F else b""
+        at = stop
+    return at
+
+
+def _run_length(data: bytes, head: range, stride: int, limit: int, low_at: int, expected: bytes) -> int:
+    """How many pieces from this one on have equal heads but for the low byte of the number, which counts up.
+
+    Args:
+        data: The message.
+        head: Places of the first piece's head. Its lengths are part of it.
+        stride: From one piece to the next.
+        limit: Most pieces to look at, from 1; all of them lie within the data.
+        low_at: Place of the low byte of the number.
+        expected: What its column has to be.
+    """
+    count = limit
+    for at in head:
+        column = data[at : at + count * stride : stride]
+        if at != low_at:
+            count -= len(column.lstrip(column[:1]))
+        elif column != expected[:count]:
+            count = next(place for place, byte in enumerate(column) if byte != expected[place])
+        if count == 1:
+            break
+    return count
