@@ -290,8 +290,11 @@ class StreamContext:
         Args:
             stream_config: JSON of the configuration for a stream that this call creates.
         """
-        headers = await self.service.headers()
-        headers.update(self.service.endpoints.basin_headers(self.basin))
+        return {**await self.service.headers(), **self.call_headers(stream_config=stream_config)}
+
+    def call_headers(self, *, stream_config: str | None = None) -> dict[str, str]:
+        """The same without the token, which is added to each try."""
+        headers = self.service.endpoints.basin_headers(self.basin)
         if self._encryption_key is not None:
             headers["s2-encryption-key"] = self._encryption_key
         if stream_config is not None:

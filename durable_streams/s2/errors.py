@@ -23,9 +23,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeGuard, Unpack, cast
 
-from ..errors import DurableStreamError, NetworkError, Phase, RequestTimeoutError
+from ..errors import DurableStreamError, Facts, NetworkError, Phase, RequestTimeoutError
 
 if TYPE_CHECKING:
     from ._values import StreamPosition
@@ -115,7 +115,7 @@ class S2Error(DurableStreamError):
     def __init__(self, message: str, **facts: Unpack[S2Facts]) -> None:
         definite = facts.pop("definite", True)
         retryable = facts.pop("retryable", False)
-        super().__init__(message, **facts)
+        super().__init__(message, **cast("Facts", facts))
         self.definite = definite
         self.attempts: int = 1
         self._retryable: bool = retryable
@@ -319,6 +319,6 @@ def connection_error(error: NetworkError, *, definite: bool | None = None) -> S2
     return kind(error.message, phase=error.phase, refused=error.phase == "connect", **facts)
 
 
-def is_u64(value: Any) -> bool:
+def is_u64(value: Any) -> TypeGuard[int]:
     """Whether a decoded JSON value is an unsigned 64-bit integer."""
     return type(value) is int and 0 <= value <= _MAX_U64

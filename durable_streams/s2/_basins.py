@@ -1,0 +1,187 @@
+"""Basins: `client.basins` (S2 2.1, 2.3)."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from . import _infos, _names
+from ._config import BasinConfig, BasinReconfiguration, basin_from_wire, basin_to_wire
+from ._context import Service, with_query
+from ._infos import BasinInfo, Listing, Page
+from ._unary import Call, Reply, request
+from .errors import S2ServerError
+
+#: What creating or ensuring did stands here.
+PROVISION_RESULT: str = "s2-provision-result"
+
+
+class Basins:
+    """The account's basins. Get it as `client.basins`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def __repr__(self) -> str:
+        return "<Basins>"
+
+    async def list(self, *, prefix: str = "", start_after: str = "", limit: int | None = None) -> Page[BasinInfo]:
+        """One page of basins, by name. Basins that are being deleted are on it.
+
+        Args:
+            prefix: Of the names.
+            start_after: The page begins with the next name after this one.
+            limit: Entries of the page, 1 to 1000; None is 1000.
+        """
+        query: dict[str, str] = {}
+        if _names.basin_prefix(prefix):
+            query["prefix"] = prefix
+        if _names.basin_prefix(start_after, name="start_after"):
+            query["start_after"] = start_after
+        if limit is not None:
+            query["limit"] = str(_names.page_limit(limit))
+        url = with_query(self._service.endpoints.account_url("/basins"), query)
+        reply = await request(self._service, Call("GET", url))
+        return reply.read_json(lambda document: _infos.page(document, "basins", _infos.basin_info))
+
+    def list_all(
+        self,
+        *,
+        prefix: str = "",
+        start_after: str = "",
+        page_size: int | None = None,
+        include_deleted: bool = False,
+    ) -> Listing[BasinInfo]:
+        """All basins: `async for basin in client.basins.list_all()`.
+
+        Args:
+            prefix: Of the names.
+            start_after: Begin with the next name after this one.
+            page_size: Entries that are asked for at a time, 1 to 1000; None is 1000. It bounds no total.
+            include_deleted: Whether to show those that are being deleted.
+        """
+        _names.basin_prefix(prefix)
+        _names.basin_prefix(start_after, name="start_after")
+        if page_size is not None:
+            _names.page_limit(page_size, name="page_size")
+        return Listing(
+            lambda cursor: self.list(prefix=prefix, start_after=cursor, limit=page_size),
+            lambda info: info.name,
+            start_after=start_after,
+            # `state` is what older services have instead of the time.
+            keep=lambda info: include_deleted or (info.deleted_at is None and info.state != "deleting"),
+        )
+
+    async def create(
+        self,
+        basin: str,
+        *,
+        config: BasinConfig | None = None,
+        location: str | None = None,
+        request_token: str | None = None,
+    ) -> BasinInfo:
+        """Make a basin.
+
+        Args:
+            basin: Its name: 8 to 48 of a-z, 0-9 and hyphen. It is unique in the whole service.
+            config: Its configuration.
+            location: Where to keep it, such as "aws:us-east-1"; None is the account's default.
+            request_token: Creating again with the same token and the same configuration succeeds and does nothing.
+                None makes a token for this call, which all of its tries share.
+
+        Raises:
+            S2ServerError: with code "resource_already_exists" or "basin_deletion_pending", among others.
+        """
+        document: dict[str, Any] = {"basin": _names.basin(basin)}
+        if (wire := _config_to_wire(config)) is not None:
+            document["config"] = wire
+        if location is not None:
+            document["location"] = _names.location(location)
+        url = self._service.endpoints.account_url("/basins")
+        headers = {"s2-request-token": new_request_token(request_token)}
+        reply = await request(self._service, Call.of_json("POST", url, document, headers))
+        return _info(reply)
+
+    async def ensure(self, basin: str, *, config: BasinConfig | None = None, location: str | None = None) -> BasinInfo:
+        """Make a basin, or give the one there is this configuration: the whole of it, so what is not set is reset.
+
+        Where a basin is kept never changes.
+
+        Args:
+            basin: Its name.
+            config: Its configuration; None is all defaults.
+            location: Where to keep it if it has to be made.
+
+        Returns:
+            The basin; `provision_result` tells what was done.
+        """
+        document: dict[str, Any] = {}
+        if (wire := _config_to_wire(config)) is not None:
+            document["config"] = wire
+        if location is not None:
+            document["location"] = _names.location(location)
+        url = self._url(basin)
+        reply = await request(self._service, Call.of_json("PUT", url, document) if document else Call("PUT", url))
+        return _info(reply)
+
+    async def get_config(self, basin: str) -> BasinConfig:
+        """The configuration of a basin. What is not set is None."""
+        reply = await request(self._service, Call("GET", self._url(basin)))
+        return reply.read_json(basin_from_wire)
+
+    async def reconfigure(self, basin: str, changes: BasinReconfiguration) -> BasinConfig:
+        """Change some of a basin's configuration: a value sets, None clears, what is left out stays.
+
+        Returns:
+            The configuration that it has now.
+        """
+        if not isinstance(changes, BasinReconfiguration):
+            raise TypeError(f"changes must be BasinReconfiguration, got {type(changes).__name__}")
+        reply = await request(self._service, Call.of_json("PATCH", self._url(basin), basin_to_wire(changes)))
+        return reply.read_json(basin_from_wire)
+
+    async def delete(self, basin: str, *, ignore_not_found: bool = False) -> None:
+        """Ask for a basin's deletion, with all its streams. It happens some time later.
+
+        Args:
+            basin: Its name.
+            ignore_not_found: There being no such basin is as good. A repeated try meets that after its own success.
+
+        Raises:
+            S2ServerError: with code "basin_not_found", among others.
+        """
+        await delete(self._service, Call("DELETE", self._url(basin)), "basin_not_found", ignore_not_found)
+
+    def _url(self, basin: str) -> str:
+        return self._service.endpoints.account_url(f"/basins/{_names.basin(basin)}")
+
+
+def new_request_token(given: str | None) -> str:
+    """The caller's request token, or a fresh one: the 32 hexadecimal digits of a random UUID."""
+    return uuid.uuid4().hex if given is None else _names.request_token(given)
+
+
+async def delete(service: Service, call: Call, not_found: str, ignore_not_found: bool) -> None:
+    """Make a call that deletes something.
+
+    Args:
+        service: The client's.
+        call: The call.
+        not_found: Code that says that there is no such thing.
+        ignore_not_found: Whether that is as good.
+    """
+    try:
+        await request(service, call)
+    except S2ServerError as error:
+        if not (ignore_not_found and error.code == not_found):
+            raise
+
+
+def _config_to_wire(config: BasinConfig | None) -> dict[str, Any] | None:
+    if config is not None and not isinstance(config, BasinConfig):
+        raise TypeError(f"config must be BasinConfig or None, got {type(config).__name__}")
+    return None if config is None else basin_to_wire(config)
+
+
+def _info(reply: Reply) -> BasinInfo:
+    return reply.read_json(lambda document: _infos.basin_info(document, reply.headers.get(PROVISION_RESULT)))

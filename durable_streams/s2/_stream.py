@@ -1,0 +1,293 @@
+"""A stream's handle: `client.basin(name).stream(name)` (S2 2.8, 3.1 to 3.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import InvalidArgumentError
+from . import _json_records, _proto
+from ._config import StreamConfig, stream_header
+from ._context import StreamContext
+from ._reading import ReadOptions, ReadPage, read_start
+from ._unary import JSON, PROTOBUF, Call, request
+from ._values import AppendAck, AppendInput, AppendRecord, ReadBatch, ReadStart, SeqNum, StreamPosition
+from .errors import S2Error, S2ProtocolError
+
+if TYPE_CHECKING:
+    from ._append_session import AppendSession
+    from ._producer import Producer
+    from ._read_session import ReadSession
+
+#: A record to append: text and bytes stand for a record with that body and no headers.
+RecordLike = AppendRecord | str | bytes
+
+_FORMAT = "s2-format"
+
+
+@dataclass(frozen=True, slots=True)
+class AppendResolution:
+    """What reading back told about an append whose outcome was not known.
+
+    Attributes:
+        outcome: "stored": the batch is there. "not_stored": something else stands in its place, so that it never will
+            be. "unknown": nothing is there yet, so that it may still come; or what was there has been trimmed.
+        ack: If it is stored, the acknowledgement as it would have been.
+    """
+
+    outcome: Literal["stored", "not_stored", "unknown"]
+    ack: AppendAck | None = None
+
+
+class Stream:
+    """A handle for one stream. Making one sends nothing.
+
+    Attributes:
+        name: The stream's name.
+        basin: Name of its basin.
+    """
+
+    def __init__(self, context: StreamContext) -> None:
+        self._context = context
+        self.name: str = context.stream
+        self.basin: str = context.basin
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.basin}/{self.name}>"
+
+    # -- Single calls --------------------------------------------------------------------------------------
+
+    async def append(
+        self,
+        records: AppendInput | RecordLike | Iterable[RecordLike],
+        *,
+        match_seq_num: int | None = None,
+        fencing_token: str | None = None,
+        stream_config: StreamConfig | None = None,
+        read_back: bool = False,
+    ) -> AppendAck:
+        """Append a batch: all of it is stored, or nothing. Returns when it is durable.
+
+        Args:
+            records: 1 to 1000 records of at most 1 MiB metered; a str or bytes is a record with that body. Also one
+                record, or an `AppendInput` with its conditions.
+            match_seq_num: Sequence number that the first record has to get, else the append fails.
+            fencing_token: Has to equal the stream's fencing token; "" demands that there is none.
+            stream_config: Configuration for the stream if this append makes it, where the basin is set so.
+            read_back: When the outcome is not known after all tries, look whether the batch is there. Needs
+                `match_seq_num`. It tells batches apart by their bodies and headers: two writers that append the same
+                records at the same place are one to it.
+
+        Raises:
+            InvalidArgumentError: the batch breaks a rule; nothing was sent.
+            SeqNumMismatchError: the first record would get another number.
+            FencingTokenMismatchError: the stream has another fencing token.
+            S2Error: see `durable_streams.s2.errors`. With `definite` False it may have been stored.
+        """
+        batch = append_input(records, match_seq_num=match_seq_num, fencing_token=fencing_token)
+        if read_back and batch.match_seq_num is None:
+            raise InvalidArgumentError("read_back needs match_seq_num: without it there is no place to look at")
+        try:
+            return await self._append(batch, stream_config)
+        except S2Error as error:
+            if not read_back or error.definite:
+                raise
+            resolution = await self.resolve_append(batch)
+            if resolution.ack is not None:
+                return resolution.ack
+            error.definite = resolution.outcome == "not_stored"
+            raise
+
+    async def _append(self, batch: AppendInput, stream_config: StreamConfig | None) -> AppendAck:
+        context = self._context
+        if context.encoding == "protobuf":
+            body, media_type = _proto.encode_append_input(batch), PROTOBUF
+        else:
+            body, media_type = _json_records.encode_append_input(batch, context.encoding), JSON
+        call = Call(
+            "POST",
+            context.records_url(),
+            self._headers(stream_config),
+            body,
+            content_type=media_type,
+            accept=media_type,
+            append=True,
+            context=context,
+        )
+        reply = await request(context.service, call)
+        decode = _proto.decode_append_ack if media_type == PROTOBUF else _json_records.decode_append_ack
+        return reply.read(lambda data: _checked_ack(decode(data), len(batch.records)))
+
+    async def read(
+        self,
+        start: ReadStart | None = None,
+        *,
+        seq_num: int | None = None,
+        timestamp: int | None = None,
+        tail_offset: int | None = None,
+        count: int | None = None,
+        bytes: int | None = None,  # noqa: A002  # the service's word for it
+        until: int | None = None,
+        clamp: bool = False,
+        wait: int | None = None,
+        ignore_command_records: bool = False,
+        stream_config: StreamConfig | None = None,
+    ) -> ReadPage:
+        """Read once: at most 1000 records of at most 1 MiB, whatever the limits say.
+
+        At the tail there is nothing to read, which the service answers with an error: `wait` for the next record, or
+        use `read_session`.
+
+        Args:
+            start: Where to begin: `SeqNum`, `Timestamp` or `TailOffset`. None is the stream's first record.
+            seq_num: Another way to say `start=SeqNum(...)`.
+            timestamp: Another way to say `start=Timestamp(...)`.
+            tail_offset: Another way to say `start=TailOffset(...)`.
+            count: Most records. 0 reads nothing.
+            bytes: Most metered bytes, never exceeded: a first record that is larger gives none.
+            until: Ends before the first record with this timestamp, in milliseconds, or a later one.
+            clamp: Begin at the tail if the start lies beyond it.
+            wait: Seconds to wait at the tail for the next records, at most 60. They are returned alone; if none came,
+                the page is empty.
+            ignore_command_records: Leave out fence and trim records. There may be more to read although the page is
+                empty: go on at its `next_seq_num`.
+            stream_config: Configuration for the stream if this read makes it, where the basin is set so.
+
+        Raises:
+            RangeNotSatisfiableError: the start is the tail, or lies beyond it.
+            S2Error: see `durable_streams.s2.errors`.
+        """
+        options = ReadOptions(
+            read_start(start, seq_num=seq_num, timestamp=timestamp, tail_offset=tail_offset),
+            count=count,
+            bytes=bytes,
+            until=until,
+            clamp=clamp,
+            wait=wait,
+            ignore_command_records=ignore_command_records,
+        )
+        batch = await self._read(options, stream_config)
+        return _page(batch, hide_commands=ignore_command_records)
+
+    async def _read(self, options: ReadOptions, stream_config: StreamConfig | None = None) -> ReadBatch:
+        context = self._context
+        encoding = context.encoding
+        media_type = PROTOBUF if encoding == "protobuf" else JSON
+        call = Call(
+            "GET",
+            context.records_url(options.query()),
+            self._headers(stream_config),
+            accept=media_type,
+            wait=float(options.wait or 0),
+            context=context,
+        )
+        reply = await request(context.service, call)
+        if encoding == "protobuf":
+            return reply.read(_proto.decode_read_batch)
+        return reply.read(lambda data: _json_records.decode_read_batch(data, encoding))
+
+    async def check_tail(self) -> StreamPosition:
+        """The stream's tail: the number that the next record gets, and the time of the last one.
+
+        It is as new as can be: it counts every append that was acknowledged before this call. On an empty stream it is
+        (0, 0).
+        """
+        context = self._context
+        endpoints = context.service.endpoints
+        url = endpoints.basin_url(context.basin, context.path("/records/tail"))
+        call = Call("GET", url, endpoints.basin_headers(context.basin), context=context)
+        reply = await request(context.service, call)
+        return reply.read(_json_records.decode_tail)
+
+    async def resolve_append(self, batch: AppendInput) -> AppendResolution:
+        """Find out whether a batch was stored by reading what stands in its place.
+
+        For a batch whose append failed with `definite` False. Bodies and headers are compared, timestamps are not, as
+        the stream may have changed them.
+
+        Args:
+            batch: The batch, with `match_seq_num`.
+
+        Raises:
+            InvalidArgumentError: it has no `match_seq_num`.
+            S2Error: reading failed.
+        """
+        place = batch.match_seq_num
+        if place is None:
+            raise InvalidArgumentError("batch must have match_seq_num: without it there is no place to look at")
+        tail = await self.check_tail()
+        if tail.seq_num <= place:
+            return AppendResolution("unknown")
+        found: list[Any] = []
+        while len(found) < len(batch.records) and place + len(found) < tail.seq_num:
+            start = SeqNum(place + len(found))
+            page = await self._read(ReadOptions(start, count=len(batch.records) - len(found)))
+            if not page.records or page.records[0].seq_num != start.value:
+                return AppendResolution("unknown")  # trimmed meanwhile
+            found.extend(page.records)
+            ours = batch.records[: len(found)]
+            if any((a.body, a.headers) != (b.body, b.headers) for a, b in zip(ours, found, strict=True)):
+                return AppendResolution("not_stored")
+        if len(found) < len(batch.records):  # a batch is stored as a whole: this is another one's beginning
+            return AppendResolution("not_stored")
+        end = StreamPosition(place + len(found), found[-1].timestamp)
+        return AppendResolution("stored", AppendAck(StreamPosition(place, found[0].timestamp), end, tail))
+
+    def _headers(self, stream_config: StreamConfig | None) -> dict[str, str]:
+        headers = self._context.call_headers(stream_config=stream_config_header(stream_config))
+        if self._context.encoding != "protobuf":
+            headers[_FORMAT] = self._context.encoding
+        return headers
+
+
+def append_input(
+    records: AppendInput | RecordLike | Iterable[RecordLike],
+    *,
+    match_seq_num: int | None = None,
+    fencing_token: str | None = None,
+) -> AppendInput:
+    """A batch of what a caller gave.
+
+    Raises:
+        TypeError: something among the records is no record.
+        InvalidArgumentError: the batch breaks a rule, or conditions are given twice.
+    """
+    if isinstance(records, AppendInput):
+        if match_seq_num is not None or fencing_token is not None:
+            raise InvalidArgumentError("give conditions in AppendInput or as arguments, not both")
+        return records
+    several = [records] if isinstance(records, AppendRecord | str | bytes) else records
+    return AppendInput([append_record(record) for record in several], match_seq_num, fencing_token)
+
+
+def append_record(record: Any) -> AppendRecord:
+    """A record of what a caller gave: text and bytes are a body without headers."""
+    if isinstance(record, AppendRecord):
+        return record
+    if isinstance(record, str):
+        return AppendRecord.text(record)
+    if isinstance(record, bytes):
+        return AppendRecord(record)
+    raise TypeError(f"records must be AppendRecord, str or bytes, got {type(record).__name__}")
+
+
+def stream_config_header(config: Any) -> str | None:
+    """The value of `s2-stream-config`, or None."""
+    if config is not None and not isinstance(config, StreamConfig):
+        raise TypeError(f"stream_config must be StreamConfig or None, got {type(config).__name__}")
+    return stream_header(config)
+
+
+def _checked_ack(ack: AppendAck, count: int) -> AppendAck:
+    if ack.count != count:
+        raise S2ProtocolError(f"the server acknowledged {ack.count} records of {count}")
+    return ack
+
+
+def _page(batch: ReadBatch, *, hide_commands: bool) -> ReadPage:
+    records = batch.records
+    after = records[-1].seq_num + 1 if records else None
+    if hide_commands:
+        records = tuple(record for record in records if not record.is_command)
+    return ReadPage(records, batch.tail, next_seq_num=after)

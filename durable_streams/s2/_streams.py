@@ -1,0 +1,209 @@
+"""A basin and its streams: `client.basin(name)`, `client.basin(name).streams` (S2 2.2, 2.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import _infos, _names
+from ._basins import PROVISION_RESULT, delete, new_request_token
+from ._config import StreamConfig, StreamReconfiguration, stream_from_wire, stream_to_wire
+from ._context import Encoding, Service, SessionTransport, StreamContext, one_of, with_query
+from ._infos import Listing, Page, StreamInfo
+from ._stream import Stream
+from ._unary import Call, Reply, request
+
+
+class Basin:
+    """A basin's handle: `client.basin("my-basin")`. Making one sends nothing.
+
+    Attributes:
+        name: The basin's name.
+        streams: Its streams.
+    """
+
+    def __init__(self, service: Service, name: str) -> None:
+        self._service = service
+        self.name: str = _names.basin(name)
+        self.streams: Streams = Streams(service, self.name)
+
+    def __repr__(self) -> str:
+        return f"<Basin {self.name}>"
+
+    def __getitem__(self, stream: str) -> Stream:
+        return self.stream(stream)
+
+    def stream(
+        self,
+        name: str,
+        *,
+        encryption_key: bytes | str | None = None,
+        transport: SessionTransport = "auto",
+        encoding: Encoding = "protobuf",
+    ) -> Stream:
+        """The handle of a stream. Sends nothing.
+
+        Args:
+            name: Its name: 1 to 512 bytes in UTF-8.
+            encryption_key: For a stream with a cipher: 32 bytes, or their base64. It is sent with appends and reads,
+                never shown, and never sent to the account's endpoint.
+            transport: How sessions reach the server. "s2s": over HTTP/2, with many appends under way. "http": over any
+                HTTP, one append after the other, reading by server-sent events; for proxies without HTTP/2. "auto":
+                the first, unless a proxy is configured or hpack is not installed.
+            encoding: How records travel in unary calls: "protobuf", or as JSON, for people and proxies that look
+                inside: "base64", or "raw" for records that are UTF-8 text only.
+        """
+        one_of("transport", transport, ("auto", "s2s", "http"))
+        one_of("encoding", encoding, ("protobuf", "base64", "raw"))
+        return Stream(
+            StreamContext(
+                self._service,
+                self.name,
+                _names.stream(name, name="name"),
+                encryption_key=None if encryption_key is None else _names.encryption_key(encryption_key),
+                transport=transport,
+                encoding=encoding,
+            )
+        )
+
+
+class Streams:
+    """The streams of a basin. Get it as `client.basin("my-basin").streams`."""
+
+    def __init__(self, service: Service, basin: str) -> None:
+        self._service = service
+        self._basin = basin
+
+    def __repr__(self) -> str:
+        return f"<Streams of {self._basin}>"
+
+    async def list(self, *, prefix: str = "", start_after: str = "", limit: int | None = None) -> Page[StreamInfo]:
+        """One page of streams, in the order of their names' bytes. Streams that are being deleted are on it.
+
+        Args:
+            prefix: Of the names.
+            start_after: The page begins with the next name after this one.
+            limit: Entries of the page, 1 to 1000; None is 1000.
+        """
+        query: dict[str, str] = {}
+        if _names.stream_prefix(prefix):
+            query["prefix"] = prefix
+        if _names.stream_prefix(start_after, name="start_after"):
+            query["start_after"] = start_after
+        if limit is not None:
+            query["limit"] = str(_names.page_limit(limit))
+        url = with_query(self._service.endpoints.basin_url(self._basin, "/streams"), query)
+        reply = await request(self._service, Call("GET", url, self._headers()))
+        return reply.read_json(lambda document: _infos.page(document, "streams", _infos.stream_info))
+
+    def list_all(
+        self,
+        *,
+        prefix: str = "",
+        start_after: str = "",
+        page_size: int | None = None,
+        include_deleted: bool = False,
+    ) -> Listing[StreamInfo]:
+        """All streams: `async for stream in basin.streams.list_all()`.
+
+        Args:
+            prefix: Of the names.
+            start_after: Begin with the next name after this one.
+            page_size: Entries that are asked for at a time, 1 to 1000; None is 1000. It bounds no total.
+            include_deleted: Whether to show those that are being deleted.
+        """
+        _names.stream_prefix(prefix)
+        _names.stream_prefix(start_after, name="start_after")
+        if page_size is not None:
+            _names.page_limit(page_size, name="page_size")
+        return Listing(
+            lambda cursor: self.list(prefix=prefix, start_after=cursor, limit=page_size),
+            lambda info: info.name,
+            start_after=start_after,
+            keep=lambda info: include_deleted or info.deleted_at is None,
+        )
+
+    async def create(
+        self, stream: str, *, config: StreamConfig | None = None, request_token: str | None = None
+    ) -> StreamInfo:
+        """Make a stream.
+
+        Args:
+            stream: Its name: 1 to 512 bytes in UTF-8.
+            config: Its configuration; what is not set is the basin's default of now.
+            request_token: Creating again with the same token and the same configuration succeeds and does nothing.
+                None makes a token for this call, which all of its tries share.
+
+        Raises:
+            S2ServerError: with code "resource_already_exists" or "stream_deletion_pending", among others.
+        """
+        document: dict[str, Any] = {"stream": _names.stream(stream)}
+        if (wire := _config_to_wire(config)) is not None:
+            document["config"] = wire
+        url = self._service.endpoints.basin_url(self._basin, "/streams")
+        headers = {**self._headers(), "s2-request-token": new_request_token(request_token)}
+        reply = await request(self._service, Call.of_json("POST", url, document, headers))
+        return _info(reply)
+
+    async def ensure(self, stream: str, *, config: StreamConfig | None = None) -> StreamInfo:
+        """Make a stream, or give the one there is this configuration: the whole of it, so what is not set is reset.
+
+        Args:
+            stream: Its name.
+            config: Its configuration; None is all defaults.
+
+        Returns:
+            The stream; `provision_result` tells what was done.
+        """
+        wire, url = _config_to_wire(config), self._url(stream)
+        if wire is None:
+            reply = await request(self._service, Call("PUT", url, self._headers()))
+        else:
+            reply = await request(self._service, Call.of_json("PUT", url, wire, self._headers()))
+        return _info(reply)
+
+    async def get_config(self, stream: str) -> StreamConfig:
+        """The configuration of a stream, with what it was given by its basin and by the system."""
+        reply = await request(self._service, Call("GET", self._url(stream), self._headers()))
+        return reply.read_json(stream_from_wire)
+
+    async def reconfigure(self, stream: str, changes: StreamReconfiguration) -> StreamConfig:
+        """Change some of a stream's configuration: a value sets, None clears, what is left out stays.
+
+        Returns:
+            The configuration that it has now.
+        """
+        if not isinstance(changes, StreamReconfiguration):
+            raise TypeError(f"changes must be StreamReconfiguration, got {type(changes).__name__}")
+        call = Call.of_json("PATCH", self._url(stream), stream_to_wire(changes), self._headers())
+        reply = await request(self._service, call)
+        return reply.read_json(stream_from_wire)
+
+    async def delete(self, stream: str, *, ignore_not_found: bool = False) -> None:
+        """Ask for a stream's deletion. It cannot be used any more; its name is free when the records are gone.
+
+        Args:
+            stream: Its name.
+            ignore_not_found: There being no such stream is as good. A repeated try meets that after its own success.
+
+        Raises:
+            S2ServerError: with code "stream_not_found", among others.
+        """
+        call = Call("DELETE", self._url(stream), self._headers())
+        await delete(self._service, call, "stream_not_found", ignore_not_found)
+
+    def _url(self, stream: str) -> str:
+        path = f"/streams/{_names.segment(_names.stream(stream))}"
+        return self._service.endpoints.basin_url(self._basin, path)
+
+    def _headers(self) -> dict[str, str]:
+        return self._service.endpoints.basin_headers(self._basin)
+
+
+def _config_to_wire(config: StreamConfig | None) -> dict[str, Any] | None:
+    if config is not None and not isinstance(config, StreamConfig):
+        raise TypeError(f"config must be StreamConfig or None, got {type(config).__name__}")
+    return None if config is None else stream_to_wire(config)
+
+
+def _info(reply: Reply) -> StreamInfo:
+    return reply.read_json(lambda document: _infos.stream_info(document, reply.headers.get(PROVISION_RESULT)))
