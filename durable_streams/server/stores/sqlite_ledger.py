@@ -35,16 +35,22 @@ from ..protocol import (
 )
 from .base import AppendResult, Created, CreateResult, Deleted, DeleteResult, Exists, SoftDeleted, StreamRef
 from .sqlite_access import Accesses, expiry
-from .sqlite_blocks import Block, branch, is_boundary, make_blocks, pack
+from .sqlite_blocks import Block, branch, is_boundary, make_blocks
 from .sqlite_reading import StoredBlocks
-from .sqlite_records import Change, Record, insert, load, path_of, update
+from .sqlite_records import (
+    ADD_BLOCK,
+    SET_PRODUCER,
+    Change,
+    Record,
+    block_row,
+    insert,
+    load,
+    path_of,
+    producer_row,
+    update,
+)
 
 _PRODUCER = "SELECT epoch, seq FROM producers WHERE stream = ? AND producer = ?"
-_SET_PRODUCER = """
-INSERT INTO producers (stream, producer, epoch, seq, updated) VALUES (?, ?, ?, ?, ?)
-ON CONFLICT (stream, producer) DO UPDATE SET epoch = excluded.epoch, seq = excluded.seq, updated = excluded.updated
-"""
-_ADD_BLOCK = "INSERT INTO blocks (stream, end_offset, written, appends, messages, data) VALUES (?, ?, ?, ?, ?, ?)"
 _EXPIRING = "SELECT path FROM streams WHERE expires <= ? ORDER BY expires LIMIT ?"
 _ADD_EDGE = "INSERT OR IGNORE INTO fork_edges (fork, source) VALUES (?, ?)"
 _DROP_EDGE = "DELETE FROM fork_edges WHERE fork = ?"
@@ -88,7 +94,7 @@ class Ledger:
         self._new: dict[int, Record] = {}
         self._changed: dict[int, Record] = {}
         self._payloads: dict[int, list[Payload]] = {}
-        self._new_producers: dict[tuple[int, str], tuple[ProducerState, float]] = {}
+        self._new_producers: dict[tuple[int, str], tuple[ProducerState, Offset, float]] = {}
         # What it did altogether.
         self._blocks: dict[int, list[Block]] = {}
         self._touched: dict[int, Record] = {}
@@ -154,7 +160,7 @@ class Ledger:
         record.state.apply(decision)
         if stamp is not None and decision.producer is not None:
             self._producers[number, stamp.id] = decision.producer
-            self._new_producers[number, stamp.id] = (decision.producer, now)
+            self._new_producers[number, stamp.id] = (decision.producer, record.state.tail, now)
         self._touched[number] = record
         if record.config.ttl is not None:
             record.last_access = max(record.last_access, now)
@@ -299,8 +305,8 @@ class Ledger:
             self._write_blocks(payloads)
         producers, self._new_producers = self._new_producers, {}
         if producers:
-            rows = [(*key, state.epoch, state.seq, updated) for key, (state, updated) in producers.items()]
-            self._connection.executemany(_SET_PRODUCER, rows)
+            rows = [producer_row(stream, name, *news) for (stream, name), news in producers.items()]
+            self._connection.executemany(SET_PRODUCER, rows)
         self.pages += 2 * (len(new) + len(changed) + len(payloads) + len(producers)) + 2
 
     def _write_blocks(self, payloads: dict[int, list[Payload]]) -> None:
@@ -309,13 +315,10 @@ class Ledger:
             size = sum(len(payload.data) for payload in appended)
             blocks = make_blocks(self._touched[number].state.tail - size, appended)
             self._blocks.setdefault(number, []).extend(blocks)
-            rows += [
-                (number, block.end, self._now, pack(block.appends), pack(block.messages), block.data)
-                for block in blocks
-            ]
+            rows += [block_row(number, block, self._now) for block in blocks]
             self.pages += size // _PAGE_BYTES
             self.appended_bytes += size
-        self._connection.executemany(_ADD_BLOCK, rows)
+        self._connection.executemany(ADD_BLOCK, rows)
 
     def _begin(self) -> None:
         if not self._begun:

@@ -1,4 +1,4 @@
-"""Streams as rows: the one place that knows the columns of `streams`."""
+"""Streams, their data and their producers as rows: the one place that knows how these are written."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from ..._core.wire import media_type
 from ..creation import Fork, StreamConfig
 from ..offsets import Offset
-from ..protocol import ProducerStamp, StreamState
+from ..protocol import ProducerStamp, ProducerState, StreamState
 from ..timestamps import Instant
 from .base import StreamInfo, StreamRef
 from .sqlite_access import expiry
-from .sqlite_blocks import Block, Lineage, branch
+from .sqlite_blocks import Block, Lineage, branch, pack
+from .sqlite_checksums import block_checksum, fixed_checksum, producer_checksum, stream_checksum
 from .sqlite_schema import LIVE, REMOVED, SOFT_DELETED
 
 _LOAD = """
@@ -40,17 +41,32 @@ _INSERT = """
 INSERT INTO streams (id, path, incarnation, state,
                      content_type, ttl, expires_at, fork_path, fork_offset, fork_sub_offset,
                      effective_type, effective_ttl, effective_expires_at, source, base, depth,
-                     closed, closed_by, closed_epoch, closed_seq, last_seq, created, last_access, expires)
+                     closed, closed_by, closed_epoch, closed_seq, last_seq, created, last_access, expires,
+                     checksum)
 VALUES (:id, :path, :incarnation, :state,
         :content_type, :ttl, :expires_at, :fork_path, :fork_offset, :fork_sub_offset,
         :effective_type, :effective_ttl, :effective_expires_at, :source, :base, :depth,
-        :closed, :closed_by, :closed_epoch, :closed_seq, :last_seq, :created, :last_access, :expires)
+        :closed, :closed_by, :closed_epoch, :closed_seq, :last_seq, :created, :last_access, :expires,
+        :checksum)
 """
 
 _UPDATE = """
 UPDATE streams SET state = :state, closed = :closed, closed_by = :closed_by, closed_epoch = :closed_epoch,
-                   closed_seq = :closed_seq, last_seq = :last_seq, last_access = :last_access, expires = :expires
+                   closed_seq = :closed_seq, last_seq = :last_seq, last_access = :last_access, expires = :expires,
+                   checksum = :checksum
 WHERE id = :id
+"""
+
+#: Takes a `producer_row`.
+SET_PRODUCER = """
+INSERT INTO producers (stream, producer, epoch, seq, tail, updated, checksum) VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (stream, producer) DO UPDATE SET
+    epoch = excluded.epoch, seq = excluded.seq, tail = excluded.tail, updated = excluded.updated,
+    checksum = excluded.checksum
+"""
+#: Takes a `block_row`.
+ADD_BLOCK = """
+INSERT INTO blocks (stream, end_offset, written, appends, messages, data, checksum) VALUES (?, ?, ?, ?, ?, ?, ?)
 """
 
 
@@ -71,6 +87,7 @@ class Record:
         base: Where its own data begins: its fork offset, or 0.
         depth: How many ancestors it has.
         removed: Whether it is gone.
+        fixed_checksum: Of what never changes; None until it is needed.
     """
 
     id: int
@@ -85,6 +102,7 @@ class Record:
     base: Offset = 0
     depth: int = 0
     removed: bool = False
+    fixed_checksum: int | None = None
 
     def info(self) -> StreamInfo:
         """The stream in the words of the seam."""
@@ -214,7 +232,7 @@ def path_of(connection: sqlite3.Connection, stream: int) -> str:
 
 def insert(connection: sqlite3.Connection, records: Sequence[Record]) -> None:
     """Add streams."""
-    connection.executemany(_INSERT, [{**_fixed(record), **_changing(record)} for record in records])
+    connection.executemany(_INSERT, [stream_row(record) for record in records])
 
 
 def update(connection: sqlite3.Connection, records: Sequence[Record]) -> None:
@@ -222,10 +240,29 @@ def update(connection: sqlite3.Connection, records: Sequence[Record]) -> None:
     connection.executemany(_UPDATE, [_changing(record) for record in records])
 
 
+def stream_row(record: Record) -> dict[str, object]:
+    """A stream as a row of `streams`, by column."""
+    return {**_fixed(record), **_changing(record)}
+
+
+def producer_row(stream: int, producer: str, state: ProducerState, tail: Offset, updated: float) -> tuple[object, ...]:
+    """A producer as a row, in the order of `SET_PRODUCER`."""
+    epoch, seq = state.epoch, state.seq
+    return stream, producer, epoch, seq, tail, updated, producer_checksum(stream, producer, epoch, seq, tail, updated)
+
+
+def block_row(stream: int, block: Block, written: float) -> tuple[object, ...]:
+    """A block as a row, in the order of `ADD_BLOCK`."""
+    appends, messages, data, end = pack(block.appends), pack(block.messages), block.data, block.end
+    checksum = block_checksum(stream, end, written, appends, messages, data)
+    return stream, end, written, appends, messages, data, checksum
+
+
 def _fixed(record: Record) -> dict[str, object]:
     asked, became = record.asked, record.config
     fork = asked.fork
     return {
+        "id": record.id,
         "path": record.ref.path,
         "incarnation": record.ref.incarnation,
         "content_type": asked.content_type,
@@ -246,7 +283,7 @@ def _fixed(record: Record) -> dict[str, object]:
 
 def _changing(record: Record) -> dict[str, object]:
     state, by = record.state, record.state.closed_by
-    return {
+    row: dict[str, object] = {
         "id": record.id,
         "state": REMOVED if record.removed else SOFT_DELETED if state.deleted else LIVE,
         "closed": state.closed,
@@ -257,3 +294,7 @@ def _changing(record: Record) -> dict[str, object]:
         "last_access": record.last_access,
         "expires": None if record.removed or state.deleted else expiry(record.config, record.last_access),
     }
+    if record.fixed_checksum is None:
+        record.fixed_checksum = fixed_checksum(_fixed(record))
+    row["checksum"] = stream_checksum(row, record.fixed_checksum)
+    return row

@@ -6,9 +6,11 @@ What is where:
   inherits), and what changes rarely. A plain append does not touch this row: a stream's tail is where its last block
   ends, or `base` while it has none. So nothing can disagree about it, and an append writes one table.
 - `blocks` has the data: what one transaction added to one stream, as one row of at most 1 MiB (`sqlite_blocks`). Rows
-  lie in the order in which they were written; the index finds them by stream and offset. `data` is the last column,
-  for SQLite reads a row from its beginning: the others are read without it.
-- `producers` has the state of each producer, for as long as its stream lives.
+  lie in the order in which they were written; the index finds them by stream and offset. `data` comes after all that
+  requests read, for SQLite reads a row from its beginning: the others are read without it.
+- `producers` has the state of each producer, for as long as its stream lives, and what the stream's tail was when the
+  producer's last request was accepted.
+- The `checksum` of a row of these three is there for `verify_store` (`sqlite_checksums`).
 - `fork_edges` has a row for each fork whose source must not go. A row, and no counter: adding and removing it can be
   repeated. A fork reads the blocks of its source up to `base`, and its own from there on.
 - `subscriptions` and `subscription_links` have what `SubscriptionStore` is given, `secrets` what it keeps secret.
@@ -29,6 +31,7 @@ from contextlib import suppress
 from typing import Any, Literal, TypeAlias
 
 from .errors import StoreError, StoreFormatError
+from .sqlite_checksums import add_checksums
 
 Durability: TypeAlias = Literal["full", "relaxed"]
 Check: TypeAlias = Literal["auto", "quick", "full", "none"]
@@ -37,7 +40,7 @@ Check: TypeAlias = Literal["auto", "quick", "full", "none"]
 MIN_SQLITE = (3, 31, 0)
 #: "DStr", in the header of every store.
 APPLICATION_ID = 0x44537472
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # Values of `streams.state`.
 LIVE = 0
@@ -58,7 +61,8 @@ CREATE TABLE streams (
     source INTEGER, base INTEGER NOT NULL, depth INTEGER NOT NULL,
     closed INTEGER NOT NULL, closed_by TEXT, closed_epoch INTEGER, closed_seq INTEGER,
     last_seq BLOB,
-    created REAL NOT NULL, last_access REAL NOT NULL, expires REAL
+    created REAL NOT NULL, last_access REAL NOT NULL, expires REAL,
+    checksum INTEGER
 );
 CREATE UNIQUE INDEX streams_by_path ON streams (path) WHERE state < 2;
 CREATE INDEX streams_by_expiry ON streams (expires) WHERE expires IS NOT NULL;
@@ -66,13 +70,14 @@ CREATE INDEX streams_removed ON streams (id) WHERE state = 2;
 
 CREATE TABLE blocks (
     stream INTEGER NOT NULL, end_offset INTEGER NOT NULL, written REAL NOT NULL,
-    appends BLOB, messages BLOB, data BLOB NOT NULL
+    appends BLOB, messages BLOB, data BLOB NOT NULL, checksum INTEGER
 );
 CREATE UNIQUE INDEX blocks_by_offset ON blocks (stream, end_offset);
 
 CREATE TABLE producers (
     stream INTEGER NOT NULL, producer TEXT NOT NULL,
-    epoch INTEGER NOT NULL, seq INTEGER NOT NULL, updated REAL NOT NULL,
+    epoch INTEGER NOT NULL, seq INTEGER NOT NULL, tail INTEGER, updated REAL NOT NULL,
+    checksum INTEGER,
     PRIMARY KEY (stream, producer)
 ) WITHOUT ROWID;
 
@@ -89,7 +94,7 @@ CREATE TABLE secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL);
 """
 
 #: Version -> what makes the next version of it, inside a transaction.
-MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {}
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {1: add_checksums}
 
 # A file of up to this size is checked whenever it is opened: that takes a few hundredths of a second.
 _CHECKED_BYTES = 16 << 20
