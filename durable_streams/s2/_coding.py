@@ -6,10 +6,9 @@ the result has a limit.
 
 from __future__ import annotations
 
-from typing import Any
-
 from .._core.content_coding import make_decoder
 from ..errors import ParseError
+from ._frames import decompress
 
 #: What requests offer, by the compression that was chosen. For "none" nothing is offered.
 ACCEPTED: dict[str, str] = {"gzip": "gzip", "zstd": "zstd, gzip"}
@@ -31,8 +30,6 @@ def decode(data: bytes, content_encoding: str, *, limit: int) -> bytes:
         S2ProtocolError: zstd data is damaged, cut, or larger than the limit.
         ImportError: the body is zstd, and zstandard is missing.
     """
-    from ._frames import decompress  # it needs `zstandard` from here
-
     codings = [name for name in (part.strip().lower() for part in content_encoding.split(",")) if name]
     if len(codings) > _MAX_CODINGS:
         raise ParseError(f"the body has {len(codings)} content codings, at most {_MAX_CODINGS} are accepted")
@@ -44,18 +41,3 @@ def decode(data: bytes, content_encoding: str, *, limit: int) -> bytes:
             data = b"".join(decoder.feed(data))
             decoder.finish()
     return data
-
-
-def zstandard() -> Any:
-    """The package zstandard, which has no types.
-
-    Raises:
-        ImportError: it is missing; the message names the extra to install.
-    """
-    try:
-        import zstandard as package
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "zstandard is needed for zstd: pip install 'durable-streams-anyio[s2]'", name=error.name
-        ) from error
-    return package
