@@ -14,6 +14,17 @@ from .http import DurableStreamsApp as DurableStreamsApp
 from .http import AppOptions as AppOptions
 from .subscriptions.webhooks import Webhooks as Webhooks
 
+# Who may do what
+from .authorization import Authorizer as Authorizer
+from .authorization import AccessRequest as AccessRequest
+from .authorization import Allow as Allow
+from .authorization import Deny as Deny
+from .token_file import TokenFile as TokenFile
+from .token_file import TokenFileError as TokenFileError
+
+# Seeing inside
+from .metrics import Metrics as Metrics
+
 # Stores
 from .stores.memory import MemoryStore as MemoryStore
 from .stores.sqlite import SQLiteStore as SQLiteStore
@@ -26,6 +37,11 @@ from .stores.errors import StoreInUseError as StoreInUseError
 from .stores.base import Store as Store
 from .stores.base import StorePage as StorePage
 from .stores.base import Watch as Watch
+from .stores.abilities import CountingStore as CountingStore
+from .stores.abilities import FailingStore as FailingStore
+from .stores.abilities import MeasuredStore as MeasuredStore
+from .stores.abilities import StoreFigures as StoreFigures
+from .stores.abilities import Histogram as Histogram
 from .subscriptions.records import SubscriptionStore as SubscriptionStore
 from .offsets import Offset as Offset
 
@@ -68,24 +84,33 @@ from .offsets import parse_offset as parse_offset
 from .json_messages import split_json as split_json
 
 __all__ = [
+    "AccessRequest",
+    "Allow",
     "AppOptions",
     "AppendRequest",
     "Appended",
+    "Authorizer",
     "BadOffset",
     "Birth",
     "Commit",
+    "CountingStore",
     "CreateRequest",
     "Created",
     "Deleted",
+    "Deny",
     "Duplicate",
     "DurableStreamsApp",
     "Exists",
+    "FailingStore",
     "Fork",
     "ForkSource",
     "Gone",
+    "Histogram",
     "Instant",
     "InvalidJson",
+    "MeasuredStore",
     "MemoryStore",
+    "Metrics",
     "Missing",
     "Offset",
     "Payload",
@@ -99,6 +124,7 @@ __all__ = [
     "Store",
     "StoreError",
     "StoreFailedError",
+    "StoreFigures",
     "StoreFormatError",
     "StoreInUseError",
     "StorePage",
@@ -107,6 +133,8 @@ __all__ = [
     "StreamRef",
     "StreamState",
     "SubscriptionStore",
+    "TokenFile",
+    "TokenFileError",
     "Watch",
     "Webhooks",
     "decide",
@@ -118,6 +146,6 @@ __all__ = [
 ]
 
 for _name in __all__:
-    if _name != "Offset":  # an alias of int
+    if _name not in ("Authorizer", "Offset"):  # aliases
         globals()[_name].__module__ = __name__
 del _name

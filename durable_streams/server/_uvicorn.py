@@ -15,6 +15,7 @@ from typing import Any, cast
 import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from .connections import Refused, Seen, Watchman
 from .requests import Receive, Scope, Send
 
 #: Seconds that an idle connection is kept: longer than clients keep theirs, so that they never meet a closing one.
@@ -32,9 +33,37 @@ class _Protocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # chosen at
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.access_log = False
+        self.received: int = 0
+        self.seen: Seen | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """A connection; one too many is refused."""
+        config = cast("_Config", self.config)
+        if config.max_connections is not None and len(self.connections) >= config.max_connections:
+            transport.set_protocol(Refused(transport, config.refused))
+        else:
+            super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Something of a request."""
+        self.received += len(data)
+        super().data_received(data)
 
 
 class _Config(uvicorn.Config):
+    """uvicorn's settings, and ours.
+
+    Attributes:
+        max_connections: How many there may be; None for any number.
+        refused: Those too many that are not gone yet.
+    """
+
+    max_connections: int | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.refused: set[asyncio.Transport] = set()
+
     def configure_logging(self) -> None:
         """Leave the program's logging as it is."""
 
@@ -46,23 +75,37 @@ class Runner(uvicorn.Server):
         app: The ASGI application. If it has `begin_shutdown`, that is called before connections are closed.
         listener: A listening socket; closed in the end.
         started: Resolved when requests are accepted, or with the reason why that will not be.
+        watchman: Ends connections that stand still.
+        max_connections: How many there may be; None for any number.
         own_signals: Whether SIGINT and SIGTERM stop the server.
     """
 
-    def __init__(self, app: Any, listener: socket.socket, started: Future[None], *, own_signals: bool) -> None:
-        super().__init__(
-            _Config(
-                self._serve_app,
-                http=_Protocol,
-                ws="none",
-                interface="asgi3",
-                lifespan="auto",
-                log_config=None,
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=KEEP_ALIVE,
-            )
+    def __init__(
+        self,
+        app: Any,
+        listener: socket.socket,
+        started: Future[None],
+        *,
+        watchman: Watchman,
+        max_connections: int | None,
+        own_signals: bool,
+    ) -> None:
+        config = _Config(
+            self._serve_app,
+            http=_Protocol,
+            ws="none",
+            interface="asgi3",
+            lifespan="auto",
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE,
         )
+        config.max_connections = max_connections
+        super().__init__(config)
+        self._refused = config.refused
+        self._watchman = watchman
+        self._look_at = 0.0
         self._app = app
         self._listener = listener
         self._started = started
@@ -140,6 +183,14 @@ class Runner(uvicorn.Server):
             except TimeoutError:
                 continue
 
+    async def on_tick(self, counter: int) -> bool:
+        """Look after the connections. Returns whether the server is to end."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._look_at:
+            self._look_at = now + self._watchman.interval
+            self._watchman.look(cast("Any", self.server_state.connections), now)
+        return await super().on_tick(counter)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close everything: idle connections now, busy ones after their answer, what is left after `GRACE` by force."""
         self._stop()
@@ -151,6 +202,8 @@ class Runner(uvicorn.Server):
         await self._wait_for_answers()
         for task in list(state.tasks):
             task.cancel()
+        for refused in list(self._refused):
+            refused.abort()
         for connection in list(state.connections):
             cast("Any", connection).transport.abort()
         self.force_exit = False
@@ -160,7 +213,8 @@ class Runner(uvicorn.Server):
     async def _wait_for_answers(self) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + GRACE
-        while (self.server_state.connections or self.server_state.tasks) and not self.force_exit:
+        state = self.server_state
+        while (state.connections or state.tasks or self._refused) and not self.force_exit:
             if loop.time() > deadline:
                 return
             await asyncio.sleep(_POLL)
@@ -196,6 +250,7 @@ class Runner(uvicorn.Server):
         except Exception as error:
             if self._started.done():
                 self._end_error = error
+                self._stop()
             else:
                 self._start_error = error
             raise

@@ -1,8 +1,9 @@
 """The server as an ASGI 3 application.
 
 A request goes through the same gates whatever it wants (server 2.1): headers common to all answers, OPTIONS, the path,
-the reserved prefix, the method, then the handler of that method, which reads the headers it knows, the body, and asks
-the store. What goes wrong on the way is raised as a `Rejection` and answered here, in one place.
+what is asked by operators, the limit of requests, the reserved prefix, authorization, the method, then the handler of
+that method, which reads the headers it knows, the body, and asks the store. What goes wrong on the way is raised as a
+`Rejection` and answered here, in one place.
 """
 
 from __future__ import annotations
@@ -10,18 +11,21 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import lru_cache
 from typing import TypedDict
 
-import anyio
-
 from .._core.wire import normalize_path
-from . import json_messages, reading, writing
+from . import health, json_messages, reading, writing
 from .arrivals import Arrivals
+from .authorization import Authorizer, Gate
+from .cors import Cors
+from .lifespan import answer_lifespan, life
+from .limits import Readers, Room, busy
+from .metrics import Metrics
 from .requests import Call, Disconnected, Receive, Scope, Send, quote_mount, raw_path
-from .responses import METHODS, Rejection, common_headers
+from .responses import METHODS, Rejection
 from .sse import StreamEvents
 from .stores.base import Store, StreamRef
 from .stores.memory import MemoryStore
@@ -32,7 +36,7 @@ from .waiting import Waits
 
 logger: logging.Logger = logging.getLogger("durable_streams.server")
 
-_CONTROL_SEGMENT = "__ds"
+_CONTROL = "__ds"
 _KNOWN_PATHS = 4096
 _Handler = Callable[["DurableStreamsApp", Call], Awaitable[None]]
 _HANDLERS: dict[str, _Handler] = {
@@ -53,7 +57,13 @@ class AppOptions(TypedDict, total=False):
     sse_keep_alive: float
     max_append_bytes: int
     page_bytes: int
-    cors_origin: str
+    max_requests: int | None
+    max_streams: int | None
+    max_readers_per_stream: int | None
+    authorize: Authorizer | None
+    compression: bool
+    metrics: bool
+    cors_origin: str | Sequence[str]
     corp: str
     cache_visibility: str
     sweep_interval: float
@@ -71,8 +81,12 @@ class DurableStreamsApp:
 
     Run it with `durable_streams.server.Server`, with an ASGI server of your choice, or mount it in another ASGI
     application (Starlette, FastAPI): streams then live below the mount point, at its path plus `root`. The store is
-    opened and closed by ASGI's lifespan; an application that mounts this one opens the store itself, since the
-    lifespan of mounted applications is not run. `MemoryStore` works unopened.
+    opened and closed, and subscriptions and the sweep of expired streams run, by ASGI's lifespan. That of mounted
+    applications is not run, so the one that mounts this one runs `lifespan`.
+
+    Beside the streams there are `GET /health` (200 while the server does its work, else 503: start it anew) and
+    `GET /ready` (200 when requests may come), for everybody; and with `metrics` there is `GET /metrics`. If `root` is
+    empty, they are below `/__ds`.
 
     Args:
         store: Where streams are kept; a `MemoryStore` if None.
@@ -84,7 +98,17 @@ class DurableStreamsApp:
         max_append_bytes: Largest body of PUT and POST.
         page_bytes: Largest answer to a read, except for a single larger JSON message. Keep it large: clients exist
             that take the first page for the whole stream. A reader asks for smaller ones with `Prefer`.
-        cors_origin: `Access-Control-Allow-Origin`.
+        max_requests: How many requests may be in progress, waiting readers included; more get 503. This and what
+            follows is without limit if None.
+        max_streams: How many streams there may be; who creates one more gets 429.
+        max_readers_per_stream: How many live readers a stream may have; one more gets 429.
+        authorize: Asked before a request reaches the store: a `TokenFile`, or a function, plain or async, that is
+            given an `AccessRequest` and returns `Allow()` or `Deny()`. None lets everybody do everything.
+        compression: Whether catch-up answers of text and JSON, from 1 KiB, are compressed for clients that take gzip.
+            Say False if something around this application does it.
+        metrics: Whether there is `GET /metrics`, in Prometheus' format. With `authorize` that needs the right to read
+            the path `/metrics`.
+        cors_origin: `Access-Control-Allow-Origin`: `*`, the origin of the pages that may use the server, or several.
         corp: `Cross-Origin-Resource-Policy`: cross-origin, same-site or same-origin.
         cache_visibility: `private`, or `public` if all may see all streams: who may keep finished pages.
         sweep_interval: Seconds between two looks for expired streams.
@@ -92,7 +116,8 @@ class DurableStreamsApp:
             extra `webhooks`.
         allow_insecure_webhooks: For development: allow webhooks at `http://localhost` and `http://127.0.0.x`.
         public_url: Scheme, host and port by which clients reach the server, and the path before ours if a proxy
-            removes one; without a slash at its end. If None, subscriptions take it from each request's `Host`.
+            removes one; without a slash at its end. It stands in `Location` and in the URLs of subscriptions. If None,
+            they take it from each request's `Host`.
         token_key: Secret that signs the tokens of workers, at least 32 bytes. If None, the store keeps a random one.
         scan_interval: Seconds between two comparisons of all subscriptions with the streams, which find what no
             request told: expired streams, say.
@@ -101,7 +126,13 @@ class DurableStreamsApp:
 
     Raises:
         ValueError: if an argument has a value that cannot work.
-        ModuleNotFoundError: if msgspec is missing (extra `server`).
+        ModuleNotFoundError: if msgspec, or for `metrics` prometheus-client, is missing (extra `server`).
+
+    Attributes:
+        store: As given.
+        root: As given, without a slash at its end.
+        metrics: A collector for a registry of prometheus-client of your own; None without `metrics`.
+        failure: Why the application cannot go on; None while all is well.
     """
 
     def __init__(
@@ -114,7 +145,13 @@ class DurableStreamsApp:
         sse_keep_alive: float = 15.0,
         max_append_bytes: int = 16 * 1024 * 1024,
         page_bytes: int = 64 * 1024 * 1024,
-        cors_origin: str = "*",
+        max_requests: int | None = None,
+        max_streams: int | None = None,
+        max_readers_per_stream: int | None = None,
+        authorize: Authorizer | None = None,
+        compression: bool = True,
+        metrics: bool = False,
+        cors_origin: str | Sequence[str] = "*",
         corp: str = "cross-origin",
         cache_visibility: str = "private",
         sweep_interval: float = 5.0,
@@ -138,6 +175,13 @@ class DurableStreamsApp:
         ):
             if not value > 0:
                 raise ValueError(f"{name} must be greater than 0, got {value!r}")
+        for limit, most in (
+            ("max_requests", max_requests),
+            ("max_streams", max_streams),
+            ("max_readers_per_stream", max_readers_per_stream),
+        ):
+            if most is not None and most < 1:
+                raise ValueError(f"{limit} must be at least 1, or None for no limit, got {most!r}")
         if cache_visibility not in ("private", "public"):
             raise ValueError(f"cache_visibility must be 'private' or 'public', got {cache_visibility!r}")
         self.store: Store = MemoryStore() if store is None else store
@@ -150,6 +194,17 @@ class DurableStreamsApp:
         self.cache_visibility = cache_visibility
         self.sweep_interval = sweep_interval
         self.clock = clock
+        self.compression = compression
+        self.public_url: str | None = check_public_url(public_url)
+        self.failure: Exception | None = None
+        self.gate: Gate | None = None if authorize is None else Gate(authorize)
+        self.readers: Readers = Readers(max_readers_per_stream)
+        self.room: Room | None = None if max_streams is None else Room(self.store, max_streams)
+        self._most_requests: float = float("inf") if max_requests is None else max_requests
+        self.in_progress: int = 0
+        self.metrics: Metrics | None = None
+        if metrics:
+            self.metrics = Metrics(self.store, readers=lambda: self.readers.open, in_progress=lambda: self.in_progress)
         self.rng: random.Random = random.Random() if rng is None else rng
         self.arrivals: Arrivals = Arrivals()
         self.waits: Waits = Waits()
@@ -165,9 +220,10 @@ class DurableStreamsApp:
             scan_interval=scan_interval,
         )
         self._control: ControlInterface = ControlInterface(
-            self.subscriptions, public_url=check_public_url(public_url), max_body=max_append_bytes
+            self.subscriptions, public_url=self.public_url, max_body=max_append_bytes, gate=self.gate
         )
-        self._common = common_headers(cors_origin, corp)
+        self._cors = Cors(cors_origin, corp)
+        self._common = self._cors.default
         self._locate = lru_cache(_KNOWN_PATHS)(self._locate_uncached)
 
     def __repr__(self) -> str:
@@ -186,12 +242,32 @@ class DurableStreamsApp:
             self.waits.stop()
             self.subscriptions.stop()
 
+    def lifespan(self, outer: object = None) -> AbstractAsyncContextManager[None]:
+        """The life of this application, for one that mounts it; not needed if it is run by itself.
+
+        In the block the store is open, subscriptions are served and expired streams are swept.
+
+            streams = DurableStreamsApp(SQLiteStore("streams.db"))
+            api = FastAPI(lifespan=streams.lifespan)
+            api.mount("/streams", streams)
+
+        Leaving it ends waiting readers. Servers wait for those before they leave it, so call `begin_shutdown` when
+        your process is told to stop, see there.
+
+        Args:
+            outer: The application that mounts this one; not used, but what is passed by Starlette.
+
+        Raises:
+            StoreError: on entering, if the store cannot be opened; on leaving, if it has failed.
+        """
+        return life(self)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entry."""
         if scope["type"] == "http":
             await self._serve(Call(scope, receive, send, self._common))
         elif scope["type"] == "lifespan":
-            await self._run_lifespan(receive, send)
+            await answer_lifespan(self, receive, send)
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1000})
@@ -199,6 +275,7 @@ class DurableStreamsApp:
             raise ValueError(f"ASGI scope of type {scope['type']!r} is not supported")
 
     async def _serve(self, call: Call) -> None:
+        self.in_progress += 1
         try:
             try:
                 await self._route(call)
@@ -212,27 +289,43 @@ class DurableStreamsApp:
             logger.exception("request failed method=%s path=%s", call.method, call.path)
             with suppress(Disconnected):
                 await call.reject(Rejection(500, "internal error", close=True))
+        finally:
+            self.in_progress -= 1
+            if self.metrics is not None:
+                self.metrics.count_request(call.method, call.status)
 
     async def _route(self, call: Call) -> None:
         call.read_headers()
+        if self._cors.choosy:
+            call.common, call.varies = self._cors.headers(call.headers.get(b"origin")), b"Origin"
         if call.method == "OPTIONS":
             await call.answer(204, [(b"access-control-max-age", b"86400")])
             return
+        place, call.path = self._locate(raw_path(call.scope), call.scope.get("root_path", ""))
+        if place in health.PATHS:
+            await health.answer(self, call, place)
+            return
         if self.waits.stopping:
-            raise Rejection(503, "the server is shutting down", [(b"retry-after", b"1")], close=True)
-        is_control, call.path = self._locate(raw_path(call.scope), call.scope.get("root_path", ""))
-        if is_control:
+            raise busy("the server is shutting down")
+        if self.in_progress > self._most_requests:
+            raise busy("the server has as many requests as it takes at a time")
+        if place == _CONTROL:
             await self._control.answer(call)
             return
+        if self.gate is not None:
+            await self.gate.check(call)
         handler = _HANDLERS.get(call.method)
         if handler is None:
             raise Rejection(405, "the method is not supported", [(b"allow", METHODS.encode())])
         await handler(self, call)
 
-    def _locate_uncached(self, raw: bytes, mounted_at: str) -> tuple[bool, str]:
-        """Whether a path belongs to the control interface, and its one spelling.
+    def _locate_uncached(self, raw: bytes, mounted_at: str) -> tuple[str, str]:
+        """What a path belongs to, and its one spelling.
 
         Streams are named by their full path, that of an application we are mounted in included.
+
+        Returns:
+            "" for a stream, `_CONTROL` for the control interface, or one of `health.PATHS`; and the path.
 
         Raises:
             Rejection: if it is malformed, or not below the root.
@@ -241,45 +334,15 @@ class DurableStreamsApp:
         path = normalize_path(raw if not mount or raw.startswith(mount + b"/") else mount + raw)
         if path is None:
             raise Rejection(400, "the path is not acceptable as the name of a stream")
-        root = f"{normalize_path(mount) or ''}{self.root}/"
+        above = normalize_path(mount) or ""
+        beside = above if self.root else f"{above}/{_CONTROL}"
+        if path.startswith(f"{beside}/") and path[len(beside) :] in health.PATHS:
+            return path[len(beside) :], path
+        root = f"{above}{self.root}/"
         if not path.startswith(root):
             raise Rejection(404, "streams live below another path on this server")
         segment = path[len(root) :].partition("/")[0]
-        return segment == _CONTROL_SEGMENT, path
-
-    async def _run_lifespan(self, receive: Receive, send: Send) -> None:
-        await receive()
-        try:
-            await self.store.__aenter__()
-            try:
-                await self.subscriptions.load()
-            except BaseException:
-                with anyio.CancelScope(shield=True):
-                    await self.store.__aexit__(None, None, None)
-                raise
-        except Exception as error:
-            await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
-            raise
-        try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(self._sweep_now_and_then)
-                await group.start(self.subscriptions.run)
-                await send({"type": "lifespan.startup.complete"})
-                await receive()
-                group.cancel_scope.cancel()
-        finally:
-            self.begin_shutdown()
-            with anyio.CancelScope(shield=True):
-                await self.store.__aexit__(None, None, None)
-        await send({"type": "lifespan.shutdown.complete"})
-
-    async def _sweep_now_and_then(self) -> None:
-        while True:
-            await anyio.sleep(self.sweep_interval)
-            try:
-                await self.store.sweep(self.clock())
-            except Exception:
-                logger.exception("sweep failed")
+        return _CONTROL if segment == _CONTROL else "", path
 
 
 def _check_root(root: str) -> str:

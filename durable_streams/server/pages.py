@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 #: A reader may ask for smaller pages, but not for smaller ones than this.
 MIN_PAGE_BYTES = 128 * 1024
 
+_VARY = {(True, False): b"Prefer", (False, True): b"Accept-Encoding", (True, True): b"Prefer, Accept-Encoding"}
+
 
 @dataclass(frozen=True, slots=True)
 class Read:
@@ -102,8 +104,17 @@ async def open_page(app: DurableStreamsApp, read: Read, max_bytes: int) -> Store
     return page
 
 
-def page_headers(app: DurableStreamsApp, read: Read, page: StorePage) -> tuple[Headers, str | None]:
-    """The headers of a page, and its entity tag if it has one."""
+def page_headers(
+    app: DurableStreamsApp, read: Read, page: StorePage, *, gzip: bool | None = None
+) -> tuple[Headers, str | None]:
+    """The headers of a page, and its entity tag if it has one.
+
+    Args:
+        app: The application.
+        read: What was asked for.
+        page: The page.
+        gzip: Whether the page is sent compressed; None if it never is, whatever a client takes.
+    """
     up_to_date = page.end == page.tail
     closed = up_to_date and page.closed
     headers: Headers = [(CONTENT_TYPE, read.info.content_type.encode("latin-1")), next_offset(page.end)]
@@ -113,12 +124,13 @@ def page_headers(app: DurableStreamsApp, read: Read, page: StorePage) -> tuple[H
         headers.append(CLOSED)
     if read.preferred is not None:
         headers.append((b"preference-applied", b"max-page-bytes=%d" % read.preferred))
-    if page.size > MIN_PAGE_BYTES or (read.preferred is not None and not up_to_date):
-        headers.append((b"vary", b"Prefer"))
+    by_preference = page.size > MIN_PAGE_BYTES or (read.preferred is not None and not up_to_date)
+    if by_preference or gzip is not None:
+        headers.append((b"vary", _VARY[by_preference, gzip is not None]))
     if read.from_now:
         headers.append(NO_STORE)
         return headers, None
-    etag = entity_tag(read.info.ref.incarnation, read.token, page.end, closed=closed)
+    etag = entity_tag(read.info.ref.incarnation, read.token, page.end, closed=closed, gzip=bool(gzip))
     headers.append(cache_control(app.cache_visibility, size=page.size, up_to_date=up_to_date, closed=closed))
     headers.append((b"etag", etag.encode("latin-1")))
     return headers, etag

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .._core import wire
+from .compression import negotiate, send_compressed
 from .long_poll import long_poll
 from .pages import Read, empty_headers, open_page, page_headers, parse_read, send_page
 from .requests import Call
@@ -54,10 +55,13 @@ async def _find(app: DurableStreamsApp, call: Call) -> StreamInfo:
 async def _catch_up(app: DurableStreamsApp, call: Call, read: Read) -> None:
     page = await open_page(app, read, read.page_bytes)
     try:
-        headers, etag = page_headers(app, read, page)
+        gzip = negotiate(app, call, read, page)
+        headers, etag = page_headers(app, read, page, gzip=gzip)
         known = call.header(b"if-none-match")
         if known is not None and etag is not None and etag_matches(known, etag):
             await call.answer(304, headers)
+        elif gzip:
+            await send_compressed(call, page, headers, json=read.json)
         else:
             await send_page(call, read, page, headers)
     finally:

@@ -28,6 +28,7 @@ from .responses import (
     TTL,
     Headers,
     Rejection,
+    add_vary,
     refusal,
 )
 from .timestamps import Instant
@@ -60,6 +61,7 @@ _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]{0,5})?")
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,15}")
 _LENGTH_DIGITS = 18
+_SHORT_BYTES = 64 * 1024
 _PATH_SAFE = "/:@!$&'()*+,;=~-._"
 _PREFERENCE = re.compile(r"""[ \t]*max-page-bytes[ \t]*=[ \t]*"?([0-9]{1,15})"?[ \t]*(?:;.*)?""", re.IGNORECASE)
 
@@ -76,20 +78,28 @@ class Call:
         path: Normalised full path of the stream, by which it is stored; "" until it was looked at.
         scope: What the ASGI server says of the request.
         headers: Names in lower case; values of repeated ones joined with ", ". Empty until `read_headers`.
-        started: Whether the answer has begun.
+        common: Headers of every answer.
+        varies: Names of headers of the request on which the answer depends whatever it is.
+        status: Of the answer; 0 before it has begun.
     """
 
-    __slots__ = ("_common", "_receive", "_send", "headers", "method", "path", "scope", "started")
+    __slots__ = ("_receive", "_send", "common", "headers", "method", "path", "scope", "status", "varies")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, common: Headers) -> None:
         self.scope: Scope = scope
         self._receive = receive
         self._send = send
-        self._common = common
+        self.common: Headers = common
         self.method: str = scope["method"]
         self.path: str = ""
         self.headers: dict[bytes, bytes] = {}
-        self.started: bool = False
+        self.status: int = 0
+        self.varies: bytes = b""
+
+    @property
+    def started(self) -> bool:
+        """Whether the answer has begun."""
+        return self.status != 0
 
     def read_headers(self) -> None:
         """Collect the headers.
@@ -134,6 +144,24 @@ class Call:
             raise Rejection(400, "the Content-Length header is malformed", close=True)
         return int(value)
 
+    def has_long_body(self) -> bool:
+        """Whether there is a body that is too long to be read and thrown away; else the connection can stay open."""
+        length = self.headers.get(CONTENT_LENGTH, b"0")
+        if b"transfer-encoding" in self.headers:
+            return True
+        return not length.isdigit() or len(length) > _LENGTH_DIGITS or int(length) > _SHORT_BYTES
+
+    def origin(self, public_url: str | None) -> str:
+        """Scheme, host and port by which the client reaches us: the public ones if they are known."""
+        if public_url is not None:
+            return public_url
+        host = (self.header(b"host") or "").strip()
+        if not host:
+            name, port = self.scope.get("server") or ("localhost", None)
+            host = f"[{name}]" if ":" in name else name
+            host += "" if port is None else f":{port}"
+        return f"{self.scope.get('scheme', 'http')}://{host}"
+
     async def read_body(self, limit: int) -> bytes:
         """Read the whole body.
 
@@ -163,9 +191,11 @@ class Call:
 
     async def start(self, status: int, headers: Headers) -> None:
         """Send status and headers; the common ones are added."""
-        self.started = True
+        self.status = status
+        if self.varies:
+            headers = add_vary(headers, self.varies)
         try:
-            await self._send({"type": "http.response.start", "status": status, "headers": [*self._common, *headers]})
+            await self._send({"type": "http.response.start", "status": status, "headers": [*self.common, *headers]})
         except OSError as error:
             raise Disconnected from error
 

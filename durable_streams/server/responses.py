@@ -40,15 +40,17 @@ CONNECTION_CLOSE = (b"connection", b"close")
 
 METHODS = "GET, POST, PUT, DELETE, HEAD, OPTIONS"
 
-_ALLOWED_HEADERS = (
+ALLOWED_HEADERS = (
     "Content-Type, Authorization, If-None-Match, Prefer, Stream-Seq, Stream-TTL, Stream-Expires-At, Stream-Closed, "
     "Producer-Id, Producer-Epoch, Producer-Seq, Stream-Forked-From, Stream-Fork-Offset, Stream-Fork-Sub-Offset"
 )
-_EXPOSED_HEADERS = (
+EXPOSED_HEADERS = (
     "Stream-Next-Offset, Stream-Cursor, Stream-Up-To-Date, Stream-Closed, Stream-TTL, Stream-Expires-At, "
     "Stream-SSE-Data-Encoding, Producer-Epoch, Producer-Seq, Producer-Expected-Seq, Producer-Received-Seq, "
     "ETag, Location, Content-Type, Content-Encoding, Preference-Applied, Retry-After, Vary"
 )
+
+_GZIP_TAG = "-gz"
 
 #: Status and words of each refusal. The words are the same for everybody: nothing of a request is repeated in them.
 REFUSALS: dict[Reason, tuple[int, str]] = {
@@ -129,26 +131,13 @@ def producer_headers(producer: ProducerState) -> Headers:
     return [(PRODUCER_EPOCH, b"%d" % producer.epoch), (PRODUCER_SEQ, b"%d" % producer.seq)]
 
 
-def common_headers(cors_origin: str, corp: str) -> Headers:
-    """The headers on every answer (server 2.4).
-
-    Raises:
-        ValueError: if `corp` is no value of `Cross-Origin-Resource-Policy`, or `cors_origin` no header value.
-    """
-    if corp not in ("cross-origin", "same-site", "same-origin"):
-        raise ValueError(f"corp must be 'cross-origin', 'same-site' or 'same-origin', got {corp!r}")
-    _, origin = wire.check_header("cors_origin", cors_origin)
-    return [
-        (b"x-content-type-options", b"nosniff"),
-        (b"cross-origin-resource-policy", corp.encode()),
-        (b"access-control-allow-origin", origin.encode("latin-1")),
-        (b"access-control-allow-methods", METHODS.encode()),
-        (b"access-control-allow-headers", _ALLOWED_HEADERS.encode()),
-        (b"access-control-expose-headers", _EXPOSED_HEADERS.encode()),
-    ]
+def add_vary(headers: Headers, name: bytes) -> Headers:
+    """The headers, with `Vary` naming one more header of the request."""
+    named = [value for key, value in headers if key == b"vary"]
+    return [*(pair for pair in headers if pair[0] != b"vary"), (b"vary", b", ".join((*named, name)))]
 
 
-def entity_tag(incarnation: str, start: str, end: Offset, *, closed: bool) -> str:
+def entity_tag(incarnation: str, start: str, end: Offset, *, closed: bool, gzip: bool = False) -> str:
     """The entity tag of a page (server 8.1): which life of a stream, from where to where, to its end or not.
 
     Args:
@@ -156,15 +145,17 @@ def entity_tag(incarnation: str, start: str, end: Offset, *, closed: bool) -> st
         start: The offset as the client asked for it.
         end: Offset after the page.
         closed: Whether the answer says that the stream is closed.
+        gzip: Whether the answer is compressed.
     """
-    return f'"{incarnation}:{start}:{format_offset(end)}{":c" if closed else ""}"'
+    return f'"{incarnation}:{start}:{format_offset(end)}{":c" if closed else ""}{_GZIP_TAG if gzip else ""}"'
 
 
 def etag_matches(if_none_match: str, etag: str) -> bool:
-    """Whether an `If-None-Match` header names this tag: in a list, weakly, or by `*`."""
+    """Whether an `If-None-Match` header names this tag: in a list, weakly, compressed or not, or by `*`."""
+    page = etag.removesuffix(f'{_GZIP_TAG}"').removesuffix('"')
     for candidate in if_none_match.split(","):
-        candidate = candidate.strip()
-        if candidate == "*" or candidate.removeprefix("W/") == etag:
+        candidate = candidate.strip().removeprefix("W/")
+        if candidate == "*" or candidate in (f'{page}"', f'{page}{_GZIP_TAG}"'):
             return True
     return False
 

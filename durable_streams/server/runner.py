@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias, Unpack
 import anyio
 import anyio.to_thread
 
+from .connections import Watchman
 from .http import AppOptions, DurableStreamsApp
 from .requests import Receive, Scope, Send
 from .stores.base import Store
@@ -42,6 +43,10 @@ class Server:
             it, say). None serves a new `MemoryStore`.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
+        max_connections: How many connections there may be; more are told 503 and closed. None for any number.
+        request_timeout: Seconds after which the headers of a request have to be there. A body may take as long, and
+            another second for each 500 bytes of it.
+        stall_timeout: Seconds after which a client that takes nothing of its answer is cut off.
         **options: Arguments of the `DurableStreamsApp` to be made, see there. For another application `root` is
             allowed: where in it streams live, for `url`.
 
@@ -50,6 +55,7 @@ class Server:
 
     Raises:
         TypeError: if options are given for an application that is finished.
+        ValueError: if an argument has a value that cannot work.
         OSError: on entering, if the address cannot be listened on; the message names it.
         ModuleNotFoundError: if uvicorn or msgspec is missing (extra `server`).
     """
@@ -60,8 +66,16 @@ class Server:
         *,
         host: str = "127.0.0.1",
         port: int = 0,
+        max_connections: int | None = None,
+        request_timeout: float = 20.0,
+        stall_timeout: float = 60.0,
         **options: Unpack[AppOptions],
     ) -> None:
+        if max_connections is not None and max_connections < 1:
+            raise ValueError(f"max_connections must be at least 1, or None for no limit, got {max_connections!r}")
+        for name, value in (("request_timeout", request_timeout), ("stall_timeout", stall_timeout)):
+            if not value > 0:
+                raise ValueError(f"{name} must be greater than 0, got {value!r}")
         self.app: ASGIApp
         if app_or_store is not None and callable(app_or_store):
             allowed = set() if isinstance(app_or_store, DurableStreamsApp) else {"root"}
@@ -75,6 +89,8 @@ class Server:
             self._root = self.app.root
         self._host = host
         self._port = port
+        self._max_connections = max_connections
+        self._watchman = Watchman(request_timeout, stall_timeout)
         self._address: tuple[str, int] | None = None
         self._thread: threading.Thread | None = None
         self._ended: Future[None] = Future()
@@ -180,7 +196,14 @@ class Server:
         listener = _listen(self._host, self._port)
         host, port = listener.getsockname()[:2]
         self._address = (_ANY_ADDRESS.get(host, host), port)
-        self._runner = Runner(self.app, listener, started, own_signals=own_signals)
+        self._runner = Runner(
+            self.app,
+            listener,
+            started,
+            watchman=self._watchman,
+            max_connections=self._max_connections,
+            own_signals=own_signals,
+        )
         return self._runner
 
     def _run(self, runner: Runner) -> None:

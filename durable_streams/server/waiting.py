@@ -47,13 +47,18 @@ class Waits:
 
 @contextmanager
 def attached(app: DurableStreamsApp, info: StreamInfo) -> Iterator[Watch]:
-    """A live reader's attachment to a stream; renews its TTL at both ends (server 12)."""
-    watch = app.store.watch(info.ref)
-    try:
-        yield watch
-    finally:
-        app.store.touch(info.ref, app.clock())
-        watch.close()
+    """A live reader's attachment to a stream; renews its TTL at both ends (server 12).
+
+    Raises:
+        Rejection: if the stream has as many live readers as it may have.
+    """
+    with app.readers.reading(info.ref):
+        watch = app.store.watch(info.ref)
+        try:
+            yield watch
+        finally:
+            app.store.touch(info.ref, app.clock())
+            watch.close()
 
 
 def time_left(app: DurableStreamsApp, info: StreamInfo) -> float:

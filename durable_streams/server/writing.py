@@ -25,10 +25,11 @@ from .responses import (
     producer_headers,
     refusal,
 )
-from .stores.base import AppendResult, Created, CreateRequest, Gone, Missing
+from .stores.base import AppendResult, Created, CreateRequest, Gone, Missing, StreamInfo
 
 if TYPE_CHECKING:
     from .http import DurableStreamsApp
+    from .metrics import Metrics
 
 # A larger body, or one of unknown length, is only read after a look whether the stream exists.
 _LARGE_BYTES = 64 * 1024
@@ -45,10 +46,24 @@ def _payload(body: bytes, media_type: str) -> Payload | InvalidJson | None:
     return json_messages.split_json(body) if media_type == wire.JSON else Payload(body)
 
 
+def _count(metrics: Metrics, payload: Payload | InvalidJson | None) -> None:
+    if isinstance(payload, Payload) and payload.data:
+        metrics.count_append(len(payload.data), len(payload.ends) or 1)
+
+
+def _first_payload(request: CreateRequest, info: StreamInfo) -> Payload | InvalidJson | None:
+    """What a creation has put into its stream: in JSON mode messages, also if a fork inherits that."""
+    if request.payload_if_json is not None and wire.is_json(info.content_type):
+        return request.payload_if_json
+    return request.payload
+
+
 async def put(app: DurableStreamsApp, call: Call) -> None:
     """Create a stream or a fork, or confirm that it exists as requested (server 5 and 13)."""
     config = parse_config(call)
     closed = is_true(call.header(STREAM_CLOSED))
+    if config.fork is not None and app.gate is not None:
+        await app.gate.check(call, config.fork.source, "read")
     body = await call.read_body(app.max_append_bytes)
     # What a fork without a content type holds shows in the store, in the moment in which the source is looked at.
     inherits_type = config.fork is not None and config.content_type is None
@@ -59,30 +74,22 @@ async def put(app: DurableStreamsApp, call: Call) -> None:
         _payload(body, wire.media_type(config.content_type)),
         _payload(body, wire.JSON) if inherits_type else None,
     )
-    result = await app.store.create(request, app.clock())
+    async with nullcontext() if app.room is None else app.room.place(lambda: app.store.head(call.path, app.clock())):
+        result = await app.store.create(request, app.clock())
     if isinstance(result, Refused):
         raise refusal(result)
     info = result.info
     app.subscriptions.notice(call.path)
+    if app.metrics is not None and isinstance(result, Created):
+        _count(app.metrics, _first_payload(request, info))
     headers: Headers = [(CONTENT_TYPE, info.content_type.encode("latin-1")), next_offset(info.tail), NO_STORE]
     if info.closed:
         headers.append(CLOSED)
     if isinstance(result, Created):
-        headers.append((b"location", _url(call)))
+        headers.append((b"location", f"{call.origin(app.public_url)}{call.path}".encode("latin-1")))
         await call.answer(201, headers)
     else:
         await call.answer(200, headers)
-
-
-def _url(call: Call) -> bytes:
-    """The stream's URL as the client addresses us."""
-    host = call.headers.get(b"host")
-    if not host:
-        name, port = call.scope.get("server") or ("localhost", None)
-        host = (f"[{name}]" if ":" in name else name).encode()
-        if port is not None:
-            host += b":%d" % port
-    return b"%b://%b%b" % (call.scope.get("scheme", "http").encode(), host, call.path.encode())
 
 
 async def post(app: DurableStreamsApp, call: Call) -> None:
@@ -104,6 +111,8 @@ async def post(app: DurableStreamsApp, call: Call) -> None:
     if isinstance(result, Refused):
         raise refusal(result)
     app.subscriptions.notice(call.path)
+    if app.metrics is not None and isinstance(result, Appended):
+        _count(app.metrics, request.payload)
     answer: Headers = [next_offset(result.tail)]
     if result.closed:
         answer.append(CLOSED)

@@ -23,6 +23,7 @@ from ..creation import Birth, decide_birth, decide_repetition
 from ..offsets import Offset
 from ..protocol import AppendRequest, Commit, Duplicate, Payload, ProducerState, Refused, decide
 from ..subscriptions.records import MemoryRecords
+from .abilities import StoreFigures
 from .base import (
     Appended,
     AppendResult,
@@ -64,6 +65,7 @@ class MemoryStore(MemoryRecords):
         self._incarnations = incarnations
         self._streams: dict[str, _Stream] = {}
         self._sorted: list[str] | None = None  # the paths in order; None after a change
+        self._size = 0
 
     async def __aenter__(self) -> Self:
         return self
@@ -92,6 +94,7 @@ class MemoryStore(MemoryRecords):
         stream = _Stream(StreamRef(r.path, self._incarnations()), r.config, birth, source, now)
         self._streams[r.path] = stream
         self._sorted = None
+        self._size += stream.size
         return Created(stream.info())
 
     async def append(self, r: AppendRequest, now: float) -> AppendResult:
@@ -107,6 +110,8 @@ class MemoryStore(MemoryRecords):
         if isinstance(decision, Duplicate):
             return decision
         stream.commit(decision)
+        if isinstance(decision.payload, Payload):
+            self._size += len(decision.payload.data)
         if r.producer is not None and decision.producer is not None:
             stream.producers[r.producer.id] = (decision.producer, now)
         return Appended(stream.state.tail, stream.state.closed, decision.producer)
@@ -177,6 +182,14 @@ class MemoryStore(MemoryRecords):
             if index % 1000 == 999:
                 await anyio.lowlevel.checkpoint()
 
+    def count_streams(self) -> int:
+        """How many streams there are, see `CountingStore`."""
+        return len(self._streams)
+
+    def figures(self) -> StoreFigures:
+        """The store in figures."""
+        return StoreFigures(len(self._streams), self._size)
+
     def _find(self, path: str, now: float) -> _Stream | None:
         """The stream at a path. One that has expired, or was kept for forks that have, is removed here."""
         stream = self._streams.get(path)
@@ -214,6 +227,7 @@ class MemoryStore(MemoryRecords):
         """Remove a stream, and the soft-deleted ancestors that were only kept for it."""
         while not stream.removed:
             del self._streams[stream.ref.path]
+            self._size -= stream.size
             self._sorted = None
             stream.removed = True
             stream.wake()
@@ -277,6 +291,11 @@ class _Stream:
             self.log.add(self.state.tail, payload)
             self.state.tail += len(payload.data)
         self.state.closed = birth.closed
+
+    @property
+    def size(self) -> int:
+        """Bytes of its own."""
+        return self.state.tail - self.start
 
     @property
     def own(self) -> Span:

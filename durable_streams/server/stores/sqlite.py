@@ -39,6 +39,7 @@ from ...errors import AlreadyClosedError
 from ..creation import CreateRequest
 from ..offsets import Offset
 from ..protocol import AppendRequest, Payload
+from .abilities import StoreFigures
 from .base import AppendResult, BadOffset, CreateResult, DeleteResult, Gone, Missing, StreamInfo, StreamRef
 from .errors import StoreFailedError
 from .sqlite_live import Live, LiveWatch, RecentPage
@@ -174,6 +175,15 @@ class SQLiteStore(SubscriptionTables):
             os.path.getsize(self.path),
             os.path.getsize(f"{self.path}-wal"),
         )
+
+    def count_streams(self) -> int:
+        """How many streams there are, see `CountingStore`."""
+        return self._current().writer.streams
+
+    def figures(self) -> StoreFigures:
+        """The store in figures; costs two looks at the file system."""
+        writer, told = self._current().writer, self.statistics()
+        return StoreFigures(writer.streams, told.file_bytes + told.log_bytes, writer.seconds, writer.requests)
 
     async def create(self, r: CreateRequest, now: float) -> CreateResult:
         """Create a stream or confirm it, see `Store.create`."""

@@ -55,6 +55,8 @@ _EXPIRING = "SELECT path FROM streams WHERE expires <= ? ORDER BY expires LIMIT 
 _ADD_EDGE = "INSERT OR IGNORE INTO fork_edges (fork, source) VALUES (?, ?)"
 _DROP_EDGE = "DELETE FROM fork_edges WHERE fork = ?"
 _A_FORK = "SELECT path FROM streams WHERE id = (SELECT fork FROM fork_edges WHERE source = ? LIMIT 1)"
+_COUNT = "SELECT value FROM meta WHERE key = 'streams'"
+_SET_COUNT = "INSERT OR REPLACE INTO meta (key, value) VALUES ('streams', ?)"
 
 _PAGE_BYTES = 4096
 # A time of use is stored when it moved by this many seconds, or by this part of the TTL if that is more.
@@ -73,6 +75,7 @@ class Ledger:
 
     Attributes:
         pages: About how many pages of the database were written since somebody set it to 0.
+        streams: How many streams there are, with those that are only kept for their forks.
         commits: How many transactions were committed.
         appended_bytes: How many bytes they added to streams.
     """
@@ -100,6 +103,8 @@ class Ledger:
         self._touched: dict[int, Record] = {}
         self._absent: list[str] = []
         self._now = 0.0
+        self.streams: int = _count_streams(connection)
+        self._stored_streams = self.streams
         self.pages: int = 0
         self.commits: int = 0
         self.appended_bytes: int = 0
@@ -139,6 +144,7 @@ class Ledger:
         if source is not None:
             self.execute(_ADD_EDGE, (number, source.id))
         self._now = now
+        self.streams += 1
         return Created(record.info())
 
     def append(self, r: AppendRequest, now: float) -> AppendResult:
@@ -282,6 +288,7 @@ class Ledger:
         self._producers.clear()
         self._new, self._changed, self._payloads, self._new_producers = {}, {}, {}, {}
         self._blocks, self._touched, self._absent = {}, {}, []
+        self.streams = self._stored_streams = _count_streams(self._connection)
         if self._begun:
             self._begun = False
             if self._connection.in_transaction:
@@ -290,7 +297,7 @@ class Ledger:
     def _write(self) -> None:
         """Bring the database up to date, inside the transaction."""
         if not (self._new or self._changed or self._payloads or self._new_producers):
-            return
+            return  # a number of streams that has changed is never alone
         self._begin()
         new, self._new = self._new, {}
         # Removals first: a path is free only then for the stream that follows.
@@ -300,6 +307,9 @@ class Ledger:
             update(self._connection, changed)
         if new:
             insert(self._connection, list(new.values()))
+        if self.streams != self._stored_streams:
+            self._connection.execute(_SET_COUNT, (self.streams,))
+            self._stored_streams = self.streams
         payloads, self._payloads = self._payloads, {}
         if payloads:
             self._write_blocks(payloads)
@@ -371,6 +381,7 @@ class Ledger:
         """Remove a stream, and the soft-deleted ancestors that were only kept for it."""
         while not record.removed:
             record.removed, record.state.deleted = True, False
+            self.streams -= 1
             self._changed[record.id] = self._touched[record.id] = record
             self._records[record.ref.path] = None
             self._absent.append(record.ref.path)
@@ -381,6 +392,14 @@ class Ledger:
             assert source is not None, "an edge keeps its source"
             if source.state.deleted and self.query(_A_FORK, (source.id,)).fetchone() is None:
                 record = source
+
+
+def _count_streams(connection: sqlite3.Connection) -> int:
+    """How many streams there are. The number is kept with them, so that opening takes no longer for having many."""
+    (kept,) = connection.execute(_COUNT).fetchone() or (None,)
+    if kept is None:
+        (kept,) = connection.execute("SELECT count(*) FROM streams WHERE state < 2").fetchone()
+    return int(kept)
 
 
 class _Source:

@@ -31,6 +31,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast
 import anyio
 import anyio.lowlevel
 
+from .abilities import Histogram
 from .errors import StoreFailedError
 from .sqlite_ledger import Ledger
 from .sqlite_records import Change
@@ -43,6 +44,9 @@ Wake: TypeAlias = Callable[[Callable[[], None]], object]
 # Largest batch.
 _BATCH_JOBS = 1024
 _BATCH_BYTES = 8 << 20
+# Ranges in which commits are counted: by their duration in seconds, and by their jobs.
+_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_REQUESTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 # Length of the log, in pages, at which it is carried over when nothing waits, and at which it is in any case.
 _IDLE_PAGES = 1000
 _MOST_PAGES = 4000
@@ -92,6 +96,7 @@ class WriterStatistics:
         appended_bytes: How many bytes they added to streams.
         checkpoints: How often the write-ahead log was carried over.
         checkpoint_seconds: How long that took, in seconds.
+        streams: How many streams there are, with those that are only kept for their forks.
     """
 
     jobs: int
@@ -100,6 +105,7 @@ class WriterStatistics:
     appended_bytes: int
     checkpoints: int
     checkpoint_seconds: float
+    streams: int
 
 
 class Writer:
@@ -111,6 +117,10 @@ class Writer:
         ledger: What jobs work with.
         publish: Called on the event loop with what a commit changed.
         on_failure: Called on the event loop when the store has failed.
+
+    Attributes:
+        seconds: How long batches took, the disk included.
+        requests: How many jobs were in each.
     """
 
     def __init__(
@@ -130,7 +140,8 @@ class Writer:
         self._queue: SimpleQueue[Job[Any] | None] = SimpleQueue()
         self._failure: BaseException | None = None
         self._jobs = 0
-        self._commit_seconds = 0.0
+        self.seconds: Histogram = Histogram(_SECONDS)
+        self.requests: Histogram = Histogram(_REQUESTS)
         self._checkpoints = 0
         self._checkpoint_seconds = 0.0
         self._thread = threading.Thread(target=self._run, name=f"durable-streams writer {path}", daemon=True)
@@ -145,15 +156,21 @@ class Writer:
         error.__cause__ = self._failure
         return error
 
+    @property
+    def streams(self) -> int:
+        """How many streams there are, with those that are only kept for their forks."""
+        return self._ledger.streams
+
     def statistics(self) -> WriterStatistics:
         """What was done so far."""
         return WriterStatistics(
             self._jobs,
             self._ledger.commits,
-            self._commit_seconds,
+            self.seconds.total,
             self._ledger.appended_bytes,
             self._checkpoints,
             self._checkpoint_seconds,
+            self.streams,
         )
 
     async def submit(self, call: Callable[[Ledger], T], size: int = 0) -> T:
@@ -242,8 +259,10 @@ class Writer:
                 return
             jobs[0].error = error
             changes = []
+        seconds = time.perf_counter() - started
         self._jobs += len(jobs)
-        self._commit_seconds += time.perf_counter() - started
+        self.seconds.add(seconds)
+        self.requests.add(len(jobs))
         self._report(jobs, changes)
 
     def _report(self, jobs: list[Job[Any]], changes: list[Change]) -> None:

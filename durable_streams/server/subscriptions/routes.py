@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
+from ..authorization import Action, Gate
 from ..requests import Call
 from ..responses import NO_STORE, Headers, Rejection
 from .bodies import RESERVED, BadRequest, Paths, read_acks, read_config, read_object, read_streams, read_text, read_wake
-from .model import PULL_WAKE, WEBHOOK, Denied, Kind, Reason
+from .glob import Glob
+from .model import PULL_WAKE, WEBHOOK, Config, Denied, Kind, Reason
 from .records import Record, subscription_path
 from .registry import Kept
 from .service import NoSuchSubscription, OtherConfig, SubscriptionService
@@ -30,8 +32,16 @@ _DENIALS = {
     Reason.NO_PENDING_WORK: "no stream has anything new",
     Reason.INVALID_OFFSET: "an ack names an unknown stream, or an offset before its cursor or beyond its tail",
 }
-_CODES = {405: "METHOD_NOT_ALLOWED", 413: "PAYLOAD_TOO_LARGE", 415: "UNSUPPORTED_CONTENT_ENCODING"}
+_CODES = {
+    401: "UNAUTHORIZED",
+    403: "FORBIDDEN",
+    405: "METHOD_NOT_ALLOWED",
+    413: "PAYLOAD_TOO_LARGE",
+    415: "UNSUPPORTED_CONTENT_ENCODING",
+}
 _PUBLIC_URL = re.compile(r"https?://[-0-9A-Za-z._:\[\]]+(?:/[-0-9A-Za-z._~!$&'()*+,;=:@/%]*)?")
+#: What workers do with the token of their wake; nobody else is asked whether they may.
+_BY_TOKEN = frozenset({"callback", "ack", "release"})
 _BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([!-~]+) *")
 
 
@@ -85,10 +95,14 @@ class ControlInterface:
         public_url: Scheme, host and port (and path prefix) by which clients reach the server, without a slash at the
             end; None takes them from each request.
         max_body: Largest body, in bytes.
+        gate: Asked who may do what; None lets everybody do everything.
     """
 
-    def __init__(self, service: SubscriptionService, *, public_url: str | None, max_body: int) -> None:
+    def __init__(
+        self, service: SubscriptionService, *, public_url: str | None, max_body: int, gate: Gate | None = None
+    ) -> None:
         self._service = service
+        self._gate = gate
         self._public_url = public_url
         self._max_body = min(max_body, MAX_BODY)
 
@@ -115,18 +129,46 @@ class ControlInterface:
     async def _route(self, call: Call, root: str, tail: str) -> Answer:
         parts = tail.split("/", 3)
         if parts[0] != "subscriptions" or len(parts) < 2:
+            await self._check(call)
             raise Problem(404, "NOT_FOUND", "there is nothing at this path")
         action = parts[2] if len(parts) > 2 else ""
         rest = parts[3] if len(parts) > 3 else ""
         methods = _ROUTES.get((action, bool(rest)))
         if methods is None:
+            await self._check(call)
             raise Problem(404, "NOT_FOUND", "there is nothing at this path")
+        if action not in _BY_TOKEN:
+            await self._check(call)
         if call.method not in methods:
             allowed: Headers = [(b"allow", ", ".join((*methods, "OPTIONS")).encode())]
             raise Rejection(405, "the method is not supported here", allowed)
         if not self._service.running:
             raise Problem(*_NOT_RUNNING)
         return await methods[call.method](self, Request(call, Paths(root), unquote(parts[1]), rest))
+
+    async def _check(self, call: Call, path: str | None = None, action: Action | None = None) -> None:
+        """Ask the gate, if there is one.
+
+        Raises:
+            Rejection: if the request may not go on.
+        """
+        if self._gate is not None:
+            await self._gate.check(call, path, action)
+
+    async def _check_config(self, request: Request, streams: Iterable[str], config: Config | None = None) -> None:
+        """Ask the gate about all that a subscription is to read and write.
+
+        Raises:
+            Rejection: if one of these may not be.
+        """
+        paths = request.paths
+        for stream in streams:
+            await self._check(request.call, paths.full(stream), "read")
+        if config is not None:
+            if config.pattern is not None:
+                await self._check(request.call, f"{paths.root}/{Glob(config.pattern).prefix}".rstrip("/"), "read")
+            if config.wake_stream is not None:
+                await self._check(request.call, paths.full(config.wake_stream), "write")
 
     async def _answer_jwks(self, call: Call) -> None:
         if call.method != "GET":
@@ -141,18 +183,19 @@ class ControlInterface:
 
     async def _put(self, request: Request) -> Answer:
         config = read_config(await self._fields(request), request.paths)
+        await self._check_config(request, config.streams, config)
         if config.kind == WEBHOOK:
             messenger = self._service.messenger
             if messenger is None:
                 raise Problem(501, "NOT_SUPPORTED", "this server sends no webhooks; use type 'pull-wake'")
             messenger.policy.check_url(config.webhook_url or "")
-        origin = self._origin(request.call)
+        origin = request.call.origin(self._public_url)
         kept, is_new = await self._service.create(request.paths.root, request.id, config, origin)
         return Answer(201 if is_new else 200, self._describe(kept, origin))
 
     async def _get(self, request: Request) -> Answer:
         kept = await self._service.find(request.path)
-        return Answer(200, self._describe(kept, self._origin(request.call)))
+        return Answer(200, self._describe(kept, request.call.origin(self._public_url)))
 
     async def _delete(self, request: Request) -> Answer:
         await self._service.remove(request.path)
@@ -160,6 +203,7 @@ class ControlInterface:
 
     async def _link(self, request: Request) -> Answer:
         streams = read_streams(await self._fields(request), request.paths)
+        await self._check_config(request, streams)
         await self._service.link(request.path, streams)
         return Answer(204)
 
@@ -225,22 +269,16 @@ class ControlInterface:
 
     async def _authorize(self, request: Request, kind: Kind, purpose: Purpose) -> Grant:
         """What the request's token allows."""
-        record = await self._require(request, kind)
+        try:
+            record = await self._require(request, kind)
+        except (NoSuchSubscription, BadRequest):
+            if self._gate is None:
+                raise
+            raise InvalidToken from None  # who has no token of it is not told whether there is one
         match = _BEARER.fullmatch(request.call.header(b"authorization") or "")
         if match is None:
             raise InvalidToken
         return self._service.check_token(match[1], record, purpose)
-
-    def _origin(self, call: Call) -> str:
-        """Scheme, host and port by which the client reaches us."""
-        if self._public_url is not None:
-            return self._public_url
-        host = (call.header(b"host") or "").strip()
-        if not host:
-            name, port = call.scope.get("server") or ("localhost", None)
-            host = f"[{name}]" if ":" in name else name
-            host += "" if port is None else f":{port}"
-        return f"{call.scope.get('scheme', 'http')}://{host}"
 
     def _describe(self, kept: Kept, origin: str) -> dict[str, object]:
         """A subscription as it is shown. Nothing in it is secret."""

@@ -1,0 +1,84 @@
+"""What a store may do beyond `Store`. The server uses what it finds; `SubscriptionStore` is another such ability."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from .errors import StoreFailedError
+
+
+class Histogram:
+    """How values are distributed: counts by range, and their sum. One thread adds, any thread looks.
+
+    Args:
+        bounds: Upper ends of the ranges, each included in its range, in order. One more range has what is above.
+
+    Attributes:
+        bounds: As given.
+        counts: list of len(bounds) + 1 int, values in each range.
+        total: Sum of all values.
+    """
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds: tuple[float, ...] = tuple(bounds)
+        self.counts: list[int] = [0] * (len(bounds) + 1)
+        self.total: float = 0.0
+
+    def add(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFigures:
+    """A store in figures.
+
+    Attributes:
+        streams: How many streams there are, with those that are only kept for their forks.
+        size: Bytes that they take: on disk, or of data in memory.
+        commit_seconds: How long transactions took, the disk included; None if there are none.
+        commit_requests: How many requests were in each; None if there are none.
+    """
+
+    streams: int
+    size: int
+    commit_seconds: Histogram | None = None
+    commit_requests: Histogram | None = None
+
+
+@runtime_checkable
+class CountingStore(Protocol):
+    """Knows how many streams it has. Needed for the limit `max_streams`."""
+
+    def count_streams(self) -> int:
+        """How many streams there are, with those that are only kept for their forks. Cheap."""
+        ...
+
+
+@runtime_checkable
+class MeasuredStore(Protocol):
+    """Has figures for `/metrics`."""
+
+    def figures(self) -> StoreFigures:
+        """The store in figures, now. Fast, and called on the event loop."""
+        ...
+
+
+@runtime_checkable
+class FailingStore(Protocol):
+    """Stops for good when a write fails. The server ends then."""
+
+    @property
+    def failure(self) -> StoreFailedError | None:
+        """Why it has stopped; None while all is well."""
+        ...
+
+    async def wait_failed(self) -> StoreFailedError:
+        """Wait until it stops by itself."""
+        ...
