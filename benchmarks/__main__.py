@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from tests.interop import node
 
-from . import catch_up, produce, start_up
+from . import catch_up, produce, serve, start_up
 from ._harness import Bench, Case, measure, table
 
 Row = Callable[[Bench], Iterator[Case]]
@@ -22,6 +22,16 @@ ROWS: dict[str, Row] = {
     "produce_bytes": produce.small_bytes,
     "produce_json": produce.small_json,
     "produce_large": produce.large_bytes,
+    "server_appends": serve.appends_memory,
+    "server_appends_durable": serve.appends_durable,
+    "server_get": serve.get_large,
+    "server_get_json": serve.get_json,
+    "server_delivery": serve.delivery,
+    "server_sse": serve.sse,
+    "server_after_readers": serve.after_readers,
+    "server_idle_readers": serve.idle_readers,
+    "server_stalled_readers": serve.stalled_readers,
+    "server_scale": serve.scale,
     "import": start_up.import_time,
 }
 

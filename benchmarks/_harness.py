@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tests.interop import node
+
+if TYPE_CHECKING:
+    from .peers import Servers
 
 ROOT = Path(__file__).parents[1]
 
@@ -123,9 +126,15 @@ class Program:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
+        while line and not line.startswith("{"):  # some servers have more to say
+            line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"{self.name} ended with exit code {self._process.wait()}")
         answer: dict[str, Any] = json.loads(line)
@@ -148,6 +157,8 @@ class Bench:
         self._programs = ExitStack()
         self._servers: dict[str, str] | None = None
         self._clients: dict[str, Program] | None = None
+        self._peers: Servers | None = None
+        self._load: Program | None = None
         self.remarks: list[str] = []
 
     def __enter__(self) -> Bench:
@@ -187,6 +198,22 @@ class Bench:
                 script = ROOT / "benchmarks" / "ts_client.mjs"
                 self._clients["TypeScript"] = self._start("TypeScript client", self._node, script)
         return self._clients
+
+    @property
+    def peers(self) -> Servers:
+        """The servers of the server rows."""
+        if self._peers is None:
+            from .peers import Servers
+
+            self._peers = self._programs.enter_context(Servers(self.remarks))
+        return self._peers
+
+    @property
+    def load(self) -> Program:
+        """Who makes the load on them."""
+        if self._load is None:
+            self._load = self._start("load", sys.executable, "-m", "benchmarks.load")
+        return self._load
 
 
 def fill(server: str, name: str, content_type: str, bodies: Iterable[bytes] = ()) -> str:

@@ -38,15 +38,15 @@ def read_json_batches(bench: Bench) -> Iterator[Case]:
 
 def _json(bench: Bench, do: str, work: str, goals: list[Goal]) -> Iterator[Case]:
     for name, server in bench.servers.items():
-        url = fill(server, "json", "application/json", _arrays())
+        url = fill(server, "json", "application/json", arrays(ITEMS))
         contenders = {client: _rate(program, do, url, ITEMS, 1) for client, program in bench.clients.items()}
         contenders["orjson.loads"] = _rate(bench.clients["asyncio"], "parse_json", url, ITEMS, 1)
         yield Case(work, "items/s", contenders, goals, name)
 
 
-def _arrays() -> Iterator[bytes]:
-    """Appends that make `ITEMS` messages of 99 bytes."""
-    for first in range(0, ITEMS, PER_APPEND):
+def arrays(count: int) -> Iterator[bytes]:
+    """Appends that make so many messages of 99 bytes."""
+    for first in range(0, count, PER_APPEND):
         items = (_item(number) for number in range(first, first + PER_APPEND))
         yield b"[" + b",".join(items) + b"]"
 
