@@ -33,6 +33,11 @@ from .stores.errors import StoreFailedError as StoreFailedError
 from .stores.errors import StoreFormatError as StoreFormatError
 from .stores.errors import StoreInUseError as StoreInUseError
 
+# Operating a store
+from .operations.verification import verify_store as verify_store
+from .operations.verification import Verification as Verification
+from .operations.verification import Finding as Finding
+
 # Writing a store of one's own: the seam
 from .stores.base import Store as Store
 from .stores.base import StorePage as StorePage
@@ -102,6 +107,7 @@ __all__ = [
     "DurableStreamsApp",
     "Exists",
     "FailingStore",
+    "Finding",
     "Fork",
     "ForkSource",
     "Gone",
@@ -135,6 +141,7 @@ __all__ = [
     "SubscriptionStore",
     "TokenFile",
     "TokenFileError",
+    "Verification",
     "Watch",
     "Webhooks",
     "decide",
@@ -143,6 +150,7 @@ __all__ = [
     "format_offset",
     "parse_offset",
     "split_json",
+    "verify_store",
 ]
 
 for _name in __all__:

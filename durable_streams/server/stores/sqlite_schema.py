@@ -148,6 +148,12 @@ def connect_writer(path: str, durability: Durability, check: Check) -> sqlite3.C
     return connection
 
 
+def create_tables(connection: sqlite3.Connection) -> None:
+    """Make the tables and indexes of a store, in the newest version."""
+    for statement in _SCHEMA.split(";"):
+        connection.execute(statement)
+
+
 def connect_reader(path: str) -> sqlite3.Connection:
     """Open the store for reading. The connection may be used by several threads, one after the other."""
     connection = _connect(path)
@@ -189,8 +195,7 @@ def _prepare(connection: sqlite3.Connection, path: str) -> None:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # has to come before anything is written
         _use_wal(connection, path)
         with _Transaction(connection):
-            for statement in _SCHEMA.split(";"):
-                connection.execute(statement)
+            create_tables(connection)
             _write_meta(connection, "schema_version", SCHEMA_VERSION)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         return
