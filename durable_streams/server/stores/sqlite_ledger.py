@@ -288,11 +288,11 @@ class Ledger:
         self._producers.clear()
         self._new, self._changed, self._payloads, self._new_producers = {}, {}, {}, {}
         self._blocks, self._touched, self._absent = {}, {}, []
-        self.streams = self._stored_streams = _count_streams(self._connection)
         if self._begun:
             self._begun = False
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
+        self.streams = self._stored_streams = _count_streams(self._connection)
 
     def _write(self) -> None:
         """Bring the database up to date, inside the transaction."""
