@@ -278,11 +278,12 @@ def error_from_reply(status: int, headers: Mapping[str, str], body: bytes) -> S2
 
 def _plain_error(status: int, fields: dict[str, Any], body: bytes, facts: S2Facts) -> S2ServerError:
     """An error with code and message, or whatever came instead of them."""
+    kind = RangeNotSatisfiableError if status == 416 else S2ServerError
     code, message = fields.get("code"), fields.get("message")
     if isinstance(code, str) and code:
         facts["details"] = fields
     else:
-        code = "unknown"
+        code = kind.code
     known_status, retryable, harmless = _CODES.get(code, (0, False, False))
     if known_status != status:
         retryable = status in RETRYABLE_STATUSES
@@ -292,8 +293,12 @@ def _plain_error(status: int, fields: dict[str, Any], body: bytes, facts: S2Fact
         message = body[: 4 * _EXCERPT].decode("utf-8", "replace").strip() or "no message"
     if len(message) > _EXCERPT:
         message = message[:_EXCERPT] + "..."
-    kind = RangeNotSatisfiableError if status == 416 else S2ServerError
     return kind(f"HTTP {status} {code}: {message}", **facts)
+
+
+def status_of_code(code: object) -> int:
+    """The HTTP status that belongs to a code, where only the code is known (S2 3.6); 500 if we do not know it."""
+    return _CODES[code][0] if isinstance(code, str) and code in _CODES else 500
 
 
 def parse_retry_after(headers: Mapping[str, str]) -> float | None:
