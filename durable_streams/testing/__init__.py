@@ -2,6 +2,7 @@
 
 Faults:   `FaultTransport` refuses, resets, cuts, delays, reorders and repeats requests, from a seed or from a script
 Kits:     `check_transport`, `check_store`: one reusable test for each interface that you may implement
+History:  `check_linearizable` says whether what concurrent clients were told could come from one object
 """
 
 # Refuse to be half of another distribution before anything is imported.
@@ -20,12 +21,28 @@ from .faults import RequestFacts as RequestFacts
 from .store_kit import check_store as check_store
 from .transport_kit import check_transport as check_transport
 
+# Histories of concurrent clients
+from .linearizability import History as History
+from .linearizability import Model as Model
+from .linearizability import NotLinearizableError as NotLinearizableError
+from .linearizability import Operation as Operation
+from .linearizability import UndecidedError as UndecidedError
+from .linearizability import Underway as Underway
+from .linearizability import check_linearizable as check_linearizable
+
 __all__ = [
     "Fault",
     "FaultKind",
     "FaultStatistics",
     "FaultTransport",
+    "History",
+    "Model",
+    "NotLinearizableError",
+    "Operation",
     "RequestFacts",
+    "UndecidedError",
+    "Underway",
+    "check_linearizable",
     "check_store",
     "check_transport",
 ]

@@ -34,7 +34,7 @@ from ..server import (
     StreamInfo,
     StreamRef,
 )
-from . import store_fork_checks  # noqa: F401  # registers its checks
+from . import _store_history_checks, store_fork_checks  # noqa: F401  # they register their checks
 from .store_steps import (
     CHECKS,
     PATH,

@@ -3,7 +3,8 @@
 The writer publishes each commit here, after it is durable, in the order of the commits. So this is a faithful copy of
 the newest state of some streams: those that were used lately, and all that are watched. A stream that is not here is
 read from the database (`load`), and a commit may be published while that goes on. Then the copy is there already and
-wins, being newer; only for a removed stream there is no copy to win, and `removals` tells that there were removals.
+wins, being newer: no stream is pushed out of memory while it is loaded. Only for a removed stream there is no copy to
+win, and `removals` tells that there were removals.
 
 The newest blocks of all streams stay in memory, up to a number of bytes altogether, and the oldest go first: always
 all that one commit added to a stream. So those of one stream reach back from its tail without a gap, to the beginning
@@ -12,7 +13,7 @@ of an append. Readers who wait for news find it here, and the disk is left alone
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from itertools import islice
 
@@ -155,6 +156,7 @@ class LiveStreams:
         self._recent: deque[tuple[Live, int, int]] = deque()  # stream, number of blocks, bytes; oldest first
         self._recent_size = 0
         self._removals = 0
+        self._loading: Counter[str] = Counter()  # by path, how many are loading it
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -170,7 +172,13 @@ class LiveStreams:
             if stream is not None:
                 return stream
             removals = self._removals
-            record = await self._readers.run(load, path)
+            self._loading[path] += 1
+            try:
+                record = await self._readers.run(load, path)
+            finally:
+                self._loading[path] -= 1
+                if not self._loading[path]:
+                    del self._loading[path]
             if path not in self._streams:
                 if record is None:
                     return None
@@ -235,10 +243,10 @@ class LiveStreams:
 
     def _add(self, change: Change) -> Live:
         stream = self._streams[change.ref.path] = Live(change)
-        # Those that are watched stay, so there may be more than the limit; a few steps for each that is added suffice.
+        # Those that are watched or loaded stay, so there may be more than the limit; a few steps per new one suffice.
         for _ in range(min(len(self._streams) - self._limit, _EVICTION_STEPS)):
             path, oldest = self._streams.popitem(last=False)
-            if oldest.watches or oldest is stream:
+            if oldest.watches or oldest is stream or path in self._loading:
                 self._streams[path] = oldest
         return stream
 
