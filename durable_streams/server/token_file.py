@@ -90,7 +90,7 @@ class _Table:
         return hashlib.blake2b(digest, key=self.key, digest_size=32).digest()
 
     def find(self, token: str) -> _Rules | None:
-        digest = hashlib.sha256(token.encode("latin-1")).digest()
+        digest = hashlib.sha256(token.encode("latin-1", "backslashreplace")).digest()
         rules = self.tokens.get(self.index(digest))
         return rules if rules is not None and hmac.compare_digest(rules.digest, digest) else None
 

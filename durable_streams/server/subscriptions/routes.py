@@ -118,7 +118,8 @@ class ControlInterface:
             await _send(call, problem.status, {"error": problem.error})
         except (BadRequest, NoSuchSubscription, OtherConfig, UrlRejected, InvalidToken) as error:
             status, code, text = _explain(error)
-            await _send(call, status, {"error": {"code": code, "message": text}})
+            challenge: Headers = [(b"www-authenticate", b"Bearer")] if status == 401 else []
+            await _send(call, status, {"error": {"code": code, "message": text}}, challenge)
         except Rejection as rejection:
             code = _CODES.get(rejection.status, "INVALID_REQUEST")
             headers = [*rejection.headers, *(call.close_connection() if rejection.close else [])]
@@ -367,6 +368,4 @@ async def _send(call: Call, status: int, value: Mapping[str, object] | None, hea
     if value is None:
         await call.answer(status, fields)
         return
-    if status == 401:
-        fields.append((b"www-authenticate", b"Bearer"))
     await call.answer(status, [(b"content-type", b"application/json"), *fields], json.dumps(value).encode())
