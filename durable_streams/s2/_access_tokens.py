@@ -9,10 +9,11 @@ from typing import Any
 
 from ..errors import InvalidArgumentError
 from . import _infos, _names
+from ._basins import delete
 from ._context import Service, with_query
 from ._infos import Listing, Page
 from ._unary import Call, request
-from .errors import S2ProtocolError, S2ServerError
+from .errors import S2ProtocolError
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +197,7 @@ class AccessTokens:
             S2ServerError: with code "access_token_not_found", among others.
         """
         url = self._service.endpoints.account_url(f"/access-tokens/{_names.segment(_names.token_id(id))}")
-        try:
-            await request(self._service, Call("DELETE", url))
-        except S2ServerError as error:
-            if not (ignore_not_found and error.code == "access_token_not_found"):
-                raise
+        await delete(self._service, Call("DELETE", url), ignore_not_found, frozenset({"access_token_not_found"}))
 
 
 def scope_to_wire(scope: AccessTokenScope) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from .errors import S2ServerError
 
 #: What creating or ensuring did stands here.
 PROVISION_RESULT: str = "s2-provision-result"
+#: It is not there, or will not be for long.
+GONE_BASIN: frozenset[str] = frozenset({"basin_not_found", "basin_deletion_pending"})
 
 
 class Basins:
@@ -145,12 +147,13 @@ class Basins:
 
         Args:
             basin: Its name.
-            ignore_not_found: There being no such basin is as good. A repeated try meets that after its own success.
+            ignore_not_found: There being no such basin, or one that is being deleted, is as good. A repeated try meets
+                that after its own success.
 
         Raises:
             S2ServerError: with code "basin_not_found", among others.
         """
-        await delete(self._service, Call("DELETE", self._url(basin)), "basin_not_found", ignore_not_found)
+        await delete(self._service, Call("DELETE", self._url(basin)), ignore_not_found, GONE_BASIN)
 
     def _url(self, basin: str) -> str:
         return self._service.endpoints.account_url(f"/basins/{_names.basin(basin)}")
@@ -161,19 +164,19 @@ def new_request_token(given: str | None) -> str:
     return uuid.uuid4().hex if given is None else _names.request_token(given)
 
 
-async def delete(service: Service, call: Call, not_found: str, ignore_not_found: bool) -> None:
+async def delete(service: Service, call: Call, ignore_not_found: bool, gone: frozenset[str]) -> None:
     """Make a call that deletes something.
 
     Args:
         service: The client's.
         call: The call.
-        not_found: Code that says that there is no such thing.
-        ignore_not_found: Whether that is as good.
+        ignore_not_found: Whether there being no such thing is as good.
+        gone: The codes that say so.
     """
     try:
         await request(service, call)
     except S2ServerError as error:
-        if not (ignore_not_found and error.code == not_found):
+        if not (ignore_not_found and error.code in gone):
             raise
 
 

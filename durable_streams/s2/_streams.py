@@ -12,6 +12,9 @@ from ._infos import Listing, Page, StreamInfo
 from ._stream import Stream
 from ._unary import Call, Reply, request
 
+#: It is not there, or will not be for long.
+GONE_STREAM: frozenset[str] = frozenset({"stream_not_found", "stream_deletion_pending"})
+
 
 class Basin:
     """A basin's handle: `client.basin("my-basin")`. Making one sends nothing.
@@ -183,13 +186,14 @@ class Streams:
 
         Args:
             stream: Its name.
-            ignore_not_found: There being no such stream is as good. A repeated try meets that after its own success.
+            ignore_not_found: There being no such stream, or one that is being deleted, is as good. A repeated try meets
+                that after its own success.
 
         Raises:
             S2ServerError: with code "stream_not_found", among others.
         """
         call = Call("DELETE", self._url(stream), self._headers())
-        await delete(self._service, call, "stream_not_found", ignore_not_found)
+        await delete(self._service, call, ignore_not_found, GONE_STREAM)
 
     def _url(self, stream: str) -> str:
         path = f"/streams/{_names.segment(_names.stream(stream))}"
