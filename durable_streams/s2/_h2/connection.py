@@ -134,7 +134,7 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The peer's first SETTINGS came: its limits are known now."""
+    """SETTINGS came: the peer's limits are known now, or have changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -612,9 +612,8 @@ class Connection:
                 case Setting.MAX_HEADER_LIST_SIZE:
                     self._max_sent_headers = value
         self._reply(frames.settings_ack_frame())
-        if not self.ready:
-            self.ready = True
-            events.append(Ready())
+        self.ready = True
+        events.append(Ready())
 
     def _resize_send_windows(self, value: int) -> None:
         if value > frames.LARGEST_WINDOW:
