@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from tests.interop import node
 
-from . import catch_up, produce, serve, start_up
+from . import catch_up, produce, serve, small, start_up
 from ._harness import Bench, Case, measure, table
 
 Row = Callable[[Bench], Iterator[Case]]
@@ -22,6 +22,11 @@ ROWS: dict[str, Row] = {
     "produce_bytes": produce.small_bytes,
     "produce_json": produce.small_json,
     "produce_large": produce.large_bytes,
+    "append_one": small.append_one,
+    "deliver_one": small.deliver_one,
+    "presets": small.presets,
+    "own_cost": small.own_cost,
+    "memory": small.memory,
     "server_appends": serve.appends_memory,
     "server_appends_durable": serve.appends_durable,
     "server_get": serve.get_large,

@@ -192,12 +192,16 @@ class Bench:
     def clients(self) -> Mapping[str, Program]:
         """Contenders by name."""
         if self._clients is None:
-            own = (sys.executable, "-m", "benchmarks.client")
-            self._clients = {loop: self._start(f"our client on {loop}", *own, loop) for loop in ("asyncio", "trio")}
-            if self._node:
-                script = ROOT / "benchmarks" / "ts_client.mjs"
-                self._clients["TypeScript"] = self._start("TypeScript client", self._node, script)
+            names = ("asyncio", "trio", *(["TypeScript"] if self._node else []))
+            self._clients = {name: self._programs.enter_context(self.client(name)) for name in names}
         return self._clients
+
+    def client(self, name: str) -> Program:
+        """One more contender, in a process of its own that the caller ends."""
+        if name == "TypeScript":
+            assert self._node is not None
+            return Program("TypeScript client", (self._node, ROOT / "benchmarks" / "ts_client.mjs"))
+        return Program(f"our client on {name}", (sys.executable, "-m", "benchmarks.client", name))
 
     @property
     def peers(self) -> Servers:

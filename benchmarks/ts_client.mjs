@@ -5,6 +5,10 @@ import { DurableStream, IdempotentProducer, stream } from "../tests/interop/node
 
 const open = (url) => stream({ url, live: false })
 
+const median = (samples) => samples.sort((a, b) => a - b)[samples.length >> 1] / 1000
+
+const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds))
+
 const producerOf = (url, contentType) => new IdempotentProducer(new DurableStream({ url, contentType }), "bench")
 
 const work = {
@@ -52,12 +56,50 @@ const work = {
   },
 }
 
+// Work that measures itself, message by message.
+const single = {
+  async append_one(url, { content_type, size, count }) {
+    const handle = new DurableStream({ url, contentType: content_type })
+    const message = new Uint8Array(size).fill(120)
+    const samples = []
+    for (let number = 0; number < count; number++) {
+      const started = performance.now()
+      await handle.append(message)
+      samples.push(performance.now() - started)
+    }
+    return samples
+  },
+
+  async deliver_one(url, { content_type, live, count }) {
+    const handle = new DurableStream({ url, contentType: content_type })
+    const response = await stream({ url, offset: "now", live })
+    const pieces = response.bodyStream()[Symbol.asyncIterator]()
+    const samples = []
+    while (samples.length < count) {
+      const piece = pieces.next()
+      await pause(2)
+      const started = performance.now()
+      const appended = handle.append(new Uint8Array([120]))
+      await piece
+      samples.push(performance.now() - started)
+      await appended
+    }
+    response.cancel()
+    return samples
+  },
+}
+
 for await (const line of createInterface({ input: process.stdin })) {
   const { do: name, url, ...options } = JSON.parse(line)
   const started = performance.now()
+  const before = process.cpuUsage()
   try {
-    const count = await work[name](url, options)
-    console.log(JSON.stringify({ seconds: (performance.now() - started) / 1000, count }))
+    const samples = name in single ? await single[name](url, options) : null
+    const count = samples ? samples.length : await work[name](url, options)
+    const seconds = samples ? median(samples) : (performance.now() - started) / 1000
+    const used = process.cpuUsage(before)
+    const cpu = (used.user + used.system) / 1e6
+    console.log(JSON.stringify({ seconds, cpu, count, peak: process.resourceUsage().maxRSS * 1024 }))
   } catch (error) {
     console.log(JSON.stringify({ error: String(error) }))
   }
