@@ -93,7 +93,10 @@ class Stream:
         except S2Error as error:
             if not read_back or error.definite:
                 raise
-            resolution = await self.resolve_append(batch)
+            try:
+                resolution = await self.resolve_append(batch)
+            except S2Error as failure:
+                raise error from failure  # nothing was learnt: the append's own error says what is known
             if resolution.ack is not None:
                 return resolution.ack
             error.definite = resolution.outcome == "not_stored"
