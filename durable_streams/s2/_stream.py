@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from .._core.exchange import RetryDetails
 from ..errors import InvalidArgumentError
 from . import _json_records, _proto
 from ._config import StreamConfig, stream_header
 from ._context import StreamContext
 from ._reading import ReadOptions, ReadPage, read_start
+from ._retry import S2Retry
 from ._unary import JSON, PROTOBUF, Call, request
-from ._values import AppendAck, AppendInput, AppendRecord, ReadBatch, ReadStart, SeqNum, StreamPosition
+from ._values import (
+    MAX_BATCH_BYTES,
+    MAX_BATCH_RECORDS,
+    AppendAck,
+    AppendInput,
+    AppendRecord,
+    ReadBatch,
+    ReadStart,
+    SeqNum,
+    StreamPosition,
+)
 from .errors import S2Error, S2ProtocolError
 
 if TYPE_CHECKING:
     from ._append_session import AppendSession
     from ._producer import Producer
+    from ._read_core import Gap
     from ._read_session import ReadSession
 
 #: A record to append: text and bytes stand for a record with that body and no headers.
@@ -202,6 +215,157 @@ class Stream:
         call = Call("GET", url, endpoints.basin_headers(context.basin), context=context)
         reply = await request(context.service, call)
         return reply.read(_json_records.decode_tail)
+
+    # -- Sessions ------------------------------------------------------------------------------------------
+
+    def append_session(
+        self,
+        *,
+        max_in_flight_bytes: int = 5 << 20,
+        max_in_flight_batches: int | None = None,
+        stream_config: StreamConfig | None = None,
+        read_back: bool = False,
+        retry: S2Retry | None = None,
+        on_retry: Callable[[RetryDetails], None] | None = None,
+    ) -> AppendSession:
+        """A session that appends batches in order, many under way at a time: `async with stream.append_session()`.
+
+        Args:
+            max_in_flight_bytes: Most metered bytes that are accepted and not acknowledged, at least 1 MiB. Beyond it
+                `submit` waits.
+            max_in_flight_batches: Most batches of these, or None.
+            stream_config: Configuration for the stream if appending makes it, where the basin is set so.
+            read_back: Before giving up on a batch with `match_seq_num` that may have been stored, look whether it is
+                there; see `append`.
+            retry: Over the client's.
+            on_retry: Plain function, called with each failure that is followed by another try.
+        """
+        from ._append_session import AppendSession
+
+        return AppendSession(
+            self._context,
+            max_in_flight_bytes=max_in_flight_bytes,
+            max_in_flight_batches=max_in_flight_batches,
+            stream_config=stream_config_header(stream_config),
+            read_back=read_back,
+            retry=retry,
+            on_retry=on_retry,
+        )
+
+    def producer(
+        self,
+        *,
+        linger: float = 0.005,
+        max_batch_records: int = MAX_BATCH_RECORDS,
+        max_batch_bytes: int = MAX_BATCH_BYTES,
+        match_seq_num: int | None = None,
+        fencing_token: str | None = None,
+        max_in_flight_bytes: int = 5 << 20,
+        max_in_flight_batches: int | None = None,
+        stream_config: StreamConfig | None = None,
+        read_back: bool = False,
+        retry: S2Retry | None = None,
+        on_retry: Callable[[RetryDetails], None] | None = None,
+    ) -> Producer:
+        """A session that takes single records and makes batches of them: `async with stream.producer()`.
+
+        Args:
+            linger: Seconds that a batch waits for more records after its first one, while others are in flight; 0
+                sends what is there.
+            max_batch_records: Most records of a batch, 1 to 1000.
+            max_batch_bytes: Most metered bytes of a batch, up to 1 MiB.
+            match_seq_num: Sequence number that the first record has to get, the others following on.
+            fencing_token: Condition of every batch.
+            max_in_flight_bytes: See `append_session`.
+            max_in_flight_batches: See `append_session`.
+            stream_config: See `append_session`.
+            read_back: See `append_session`.
+            retry: See `append_session`.
+            on_retry: See `append_session`.
+        """
+        from ._producer import Producer
+
+        session = self.append_session(
+            max_in_flight_bytes=max_in_flight_bytes,
+            max_in_flight_batches=max_in_flight_batches,
+            stream_config=stream_config,
+            read_back=read_back,
+            retry=retry,
+            on_retry=on_retry,
+        )
+        return Producer(
+            session,
+            linger=linger,
+            max_batch_records=max_batch_records,
+            max_batch_bytes=max_batch_bytes,
+            match_seq_num=match_seq_num,
+            fencing_token=fencing_token,
+        )
+
+    def read_session(
+        self,
+        start: ReadStart | None = None,
+        *,
+        seq_num: int | None = None,
+        timestamp: int | None = None,
+        tail_offset: int | None = None,
+        count: int | None = None,
+        bytes: int | None = None,  # noqa: A002
+        until: int | None = None,
+        clamp: bool = False,
+        wait: int | None = None,
+        ignore_command_records: bool = False,
+        stream_config: StreamConfig | None = None,
+        unlimited_retries: bool = False,
+        retry: S2Retry | None = None,
+        on_gap: Callable[[Gap], None] | None = None,
+        on_retry: Callable[[RetryDetails], None] | None = None,
+    ) -> ReadSession:
+        """A session that reads batch after batch and follows the stream: `async with stream.read_session(...)`.
+
+        Without limits it goes on for ever. With `count`, `bytes` or `until` it ends there, or at the tail unless
+        `wait` says to stay.
+
+        Args:
+            start: Where to begin: `SeqNum`, `Timestamp` or `TailOffset`. None is the stream's first record.
+            seq_num: Another way to say `start=SeqNum(...)`.
+            timestamp: Another way to say `start=Timestamp(...)`.
+            tail_offset: Another way to say `start=TailOffset(...)`; 0 is only what comes next.
+            count: Most records of the whole session.
+            bytes: Most metered bytes of the whole session.
+            until: Ends before the first record with this timestamp, in milliseconds, or a later one.
+            clamp: Begin at the tail if the start lies beyond it.
+            wait: Seconds to wait for the next records, afresh after each batch. None: not at all if there is a limit,
+                for ever if there is none.
+            ignore_command_records: Leave out fence and trim records.
+            stream_config: Configuration for the stream if reading makes it, where the basin is set so.
+            unlimited_retries: Repeat whatever may pass without end, instead of `max_attempts` times in a row.
+            retry: Over the client's.
+            on_gap: Plain function, called before records are handed over that follow trimmed ones.
+            on_retry: Plain function, called with each failure that is followed by another try.
+        """
+        from ._read_session import ReadSession
+
+        options = ReadOptions(
+            read_start(start, seq_num=seq_num, timestamp=timestamp, tail_offset=tail_offset),
+            count=count,
+            bytes=bytes,
+            until=until,
+            clamp=clamp,
+            wait=wait,
+            ignore_command_records=ignore_command_records,
+        )
+        return ReadSession(
+            self._context,
+            options,
+            stream_config=stream_config_header(stream_config),
+            unlimited_retries=unlimited_retries,
+            retry=retry,
+            on_gap=on_gap,
+            on_retry=on_retry,
+        )
+
+    # -- Doubt ---------------------------------------------------------------------------------------------
 
     async def resolve_append(self, batch: AppendInput) -> AppendResolution:
         """Find out whether a batch was stored by reading what stands in its place.
