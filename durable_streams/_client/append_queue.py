@@ -98,7 +98,7 @@ class AppendQueue:
         self._send = send
         self._batching = batching
         self._entries: deque[Entry] = deque()
-        self._lock = anyio.Lock()
+        self._lock = anyio.Lock(fast_acquire=True)
         self._closing = False
         self._worker: _Worker | None = None
         self.requests = 0

@@ -434,6 +434,8 @@ class _Attempt:
             self._socket.abort()
         if self.response is not None:
             self.response.close()
+        if self._resting and (self.body is None or self.body.ended.is_set()):
+            return  # The usual end: there is nothing to wait for.
         with anyio.CancelScope(shield=True):
             await anyio.lowlevel.checkpoint()  # the loop closes the socket in its next round
             if self.body is not None and self.body.started:
