@@ -34,9 +34,17 @@ from .stores.errors import StoreFormatError as StoreFormatError
 from .stores.errors import StoreInUseError as StoreInUseError
 
 # Operating a store
+from .operations.backup import backup_store as backup_store
+from .operations.backup import Backup as Backup
 from .operations.verification import verify_store as verify_store
 from .operations.verification import Verification as Verification
 from .operations.verification import Finding as Finding
+from .operations.transfer import export_stream as export_stream
+from .operations.transfer import import_stream as import_stream
+from .operations.transfer import Transfer as Transfer
+from .operations.transfer import StreamMissingError as StreamMissingError
+from .operations.transfer import StreamPresentError as StreamPresentError
+from .operations.export_file import ExportFormatError as ExportFormatError
 
 # Writing a store of one's own: the seam
 from .stores.base import Store as Store
@@ -95,6 +103,7 @@ __all__ = [
     "AppendRequest",
     "Appended",
     "Authorizer",
+    "Backup",
     "BadOffset",
     "Birth",
     "Commit",
@@ -106,6 +115,7 @@ __all__ = [
     "Duplicate",
     "DurableStreamsApp",
     "Exists",
+    "ExportFormatError",
     "FailingStore",
     "Finding",
     "Fork",
@@ -136,18 +146,24 @@ __all__ = [
     "StorePage",
     "StreamConfig",
     "StreamInfo",
+    "StreamMissingError",
+    "StreamPresentError",
     "StreamRef",
     "StreamState",
     "SubscriptionStore",
     "TokenFile",
     "TokenFileError",
+    "Transfer",
     "Verification",
     "Watch",
     "Webhooks",
+    "backup_store",
     "decide",
     "decide_birth",
     "decide_repetition",
+    "export_stream",
     "format_offset",
+    "import_stream",
     "parse_offset",
     "split_json",
     "verify_store",

@@ -245,7 +245,9 @@ def stream_row(record: Record) -> dict[str, object]:
     return {**_fixed(record), **_changing(record)}
 
 
-def producer_row(stream: int, producer: str, state: ProducerState, tail: Offset, updated: float) -> tuple[object, ...]:
+def producer_row(
+    stream: int, producer: str, state: ProducerState, tail: Offset | None, updated: float
+) -> tuple[object, ...]:
     """A producer as a row, in the order of `SET_PRODUCER`."""
     epoch, seq = state.epoch, state.seq
     return stream, producer, epoch, seq, tail, updated, producer_checksum(stream, producer, epoch, seq, tail, updated)
