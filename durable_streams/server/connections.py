@@ -107,13 +107,13 @@ def _state(connection: Connection) -> tuple[str, object] | None:
     cycle, flow = connection.cycle, connection.flow
     unsent = connection.transport.get_write_buffer_size()
     if unsent:
-        return "answer", (id(cycle), unsent)
+        return "answer", (cycle, unsent)
     if connection.timeout_keep_alive_task is not None:
         return None  # idle between two requests: uvicorn's own limit
     if cycle is None or cycle.response_complete:
-        return "headers", id(cycle)
+        return "headers", cycle
     if cycle.more_body and not flow.read_paused:
-        return "body", id(cycle)
+        return "body", cycle
     return None
 
 
