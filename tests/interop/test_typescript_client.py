@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from durable_streams import DurableStream
-from durable_streams.server import Server
+from durable_streams.server import MemoryStore, Server, SQLiteStore
 
 from .conftest import TypeScriptClient, TypeScriptError
 
@@ -28,9 +28,10 @@ EVERY_LIVE = pytest.mark.parametrize("live", [False, True, "long-poll", "sse"])
 FOLLOWING = pytest.mark.parametrize("live", [True, "long-poll", "sse"])
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with Server() as server:
+@pytest.fixture(scope="module", params=["memory", "sqlite"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    path = tmp_path_factory.mktemp("store") / "streams.db"
+    with Server(MemoryStore() if request.param == "memory" else SQLiteStore(path)) as server:
         yield server.base_url
 
 

@@ -9,6 +9,7 @@
 
 import { createInterface } from "node:readline"
 import { DurableStream, IdempotentProducer, stream } from "@durable-streams/client"
+import { stateCommands } from "./ts_state.mjs"
 
 const producers = new Map()
 const say = (answer) => process.stdout.write(JSON.stringify(answer) + "\n")
@@ -126,6 +127,8 @@ const commands = {
     producers.delete(producer)
     return {}
   },
+
+  ...stateCommands(say),
 }
 
 async function run(command) {
