@@ -4,6 +4,7 @@ Without Node.js or the npm packages the tests skip and say why; where DURABLE_ST
 """
 
 import json
+import os
 import queue
 import subprocess
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 import anyio.to_thread
 import pytest
 
-from . import node
+from . import node, s2lite
 
 HERE = Path(__file__).parent
 #: Seconds after which a program of others counts as hanging.
@@ -135,6 +136,32 @@ def ts_client(node_command: str) -> Iterator[TypeScriptClient]:
         process.stdin.close()
         process.wait(PATIENCE)
         client.join()
+
+
+@pytest.fixture(scope="session")
+def s2_endpoint() -> Iterator[str]:
+    """URL of an S2 server for the whole session: the one that S2_ACCOUNT_ENDPOINT names, or `s2 lite` in memory."""
+    named = os.environ.get("S2_ACCOUNT_ENDPOINT")
+    if named:
+        yield named if "://" in named else f"https://{named}"
+        return
+    missing = s2lite.why_not()
+    if missing is not None:
+        (pytest.fail if s2lite.required() else pytest.skip)(missing)
+    with s2lite.Lite() as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def s2_basin(s2_endpoint: str) -> str:
+    """Name of a basin that no other session uses."""
+    return s2lite.make_basin(s2_endpoint)
+
+
+@pytest.fixture
+def s2_stream() -> str:
+    """Name for a stream that no other test uses."""
+    return f"interop/{uuid.uuid4()}"
 
 
 @pytest.fixture
