@@ -1,8 +1,8 @@
 """The thread that writes: group commit, checkpoints, and the end after a failure.
 
-Jobs wait in a queue. The thread takes all that are there, does them one after the other, commits once, and reports the
-results of all with one call of the event loop. While it waits for the disk the next jobs gather; so the more is asked
-of it, the less each commit costs, and nobody waits for a timer.
+Jobs wait in a queue (`handover`). The thread takes all that are there, does them one after the other, commits once, and
+reports the results of all with one call of the event loop. While it waits for the disk the next jobs gather; so the
+more is asked of it, the less each commit costs, and nobody waits for a timer.
 
 A job is a function that is given the ledger. One that raises something that is no failure of the database spoils the
 batch: the batch is rolled back and each job done again alone, so that only the bad one fails.
@@ -25,7 +25,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import anyio
@@ -33,6 +32,7 @@ import anyio.lowlevel
 
 from .abilities import Histogram
 from .errors import StoreFailedError
+from .handover import Handover, Soon
 from .sqlite_ledger import Ledger
 from .sqlite_records import Change
 
@@ -60,29 +60,25 @@ class Job(Generic[T]):
     Attributes:
         call: What to do.
         size: How many bytes it is about to write.
+        finish: Called with the job on the event loop when it is durable, or has failed.
         result: What `call` returned.
         error: Or what it raised.
     """
 
-    __slots__ = ("_done", "call", "error", "result", "size")
+    __slots__ = ("call", "error", "finish", "result", "size")
 
-    def __init__(self, call: Callable[[Ledger], T], size: int) -> None:
+    def __init__(self, call: Callable[[Ledger], T], size: int, finish: Callable[[Job[T]], None]) -> None:
         self.call: Callable[[Ledger], T] = call
         self.size: int = size
+        self.finish: Callable[[Job[T]], None] = finish
         self.result: T | None = None
         self.error: BaseException | None = None
-        self._done = anyio.Event()
 
-    async def wait(self) -> T:
-        """Wait for the commit, and return the result."""
-        await self._done.wait()
+    def outcome(self) -> T:
+        """What came of it: the result, or the error is raised."""
         if self.error is not None:
             raise self.error
         return cast("T", self.result)
-
-    def finish(self) -> None:
-        """Wake who waits; on the event loop's thread."""
-        self._done.set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +132,9 @@ class Writer:
         self._ledger = ledger
         self._publish = publish
         self._on_failure = on_failure
-        self._wake = waker()
-        self._queue: SimpleQueue[Job[Any] | None] = SimpleQueue()
+        self._wake, soon = wakers()
+        self._queue: Handover[Job[Any] | None] = Handover(soon)  # None is the end
+        self._ended = False
         self._failure: BaseException | None = None
         self._jobs = 0
         self.seconds: Histogram = Histogram(_SECONDS)
@@ -181,16 +178,23 @@ class Writer:
         Raises:
             StoreFailedError: if it could not be made durable; nobody knows whether it is.
         """
+        done = anyio.Event()
+        job = self.submit_soon(call, size, lambda job: done.set())
+        await done.wait()
+        return job.outcome()
+
+    def submit_soon(self, call: Callable[[Ledger], T], size: int, finish: Callable[[Job[T]], None]) -> Job[T]:
+        """The same without waiting: `finish` is called in the end, see `Job`."""
         failure = self.failure
         if failure is not None:
             raise failure
-        job = Job(call, size)
+        job = Job(call, size, finish)
         self._queue.put(job)
-        return await job.wait()
+        return job
 
     def stop(self) -> None:
         """Do what is in the queue and end. Waits for that; call it from a worker thread."""
-        self._queue.put(None)
+        self._queue.put_from_elsewhere(None)
         self._thread.join()
 
     # --- in the thread
@@ -215,25 +219,19 @@ class Writer:
 
     def _take(self) -> list[Job[Any]] | None:
         """The next batch; empty if nothing came for a while, None at the end."""
-        try:
-            job = self._queue.get(timeout=_IDLE_SECONDS if self._ledger.pages else None)
-        except Empty:
-            return []
+        while not self._queue and not self._ended:
+            if not self._queue.wait(_IDLE_SECONDS if self._ledger.pages else None):
+                return []
         jobs: list[Job[Any]] = []
         size = 0
-        while job is not None:
-            jobs.append(job)
-            size += job.size
-            if len(jobs) == _BATCH_JOBS or size >= _BATCH_BYTES:
-                return jobs
-            try:
-                job = self._queue.get_nowait()
-            except Empty:
-                return jobs
-        if not jobs:
-            return None
-        self._queue.put(None)  # what came before the end is done first
-        return jobs
+        while len(jobs) < _BATCH_JOBS and size < _BATCH_BYTES and self._queue:
+            job = self._queue.take()
+            if job is None:
+                self._ended = True
+            else:
+                jobs.append(job)
+                size += job.size
+        return None if self._ended and not jobs else jobs
 
     def _do(self, jobs: list[Job[Any]]) -> None:
         started = time.perf_counter()
@@ -274,7 +272,7 @@ class Writer:
             if changes:
                 self._publish(changes)
             for job in jobs:
-                job.finish()
+                job.finish(job)
 
         self._call_loop(report)
 
@@ -295,7 +293,7 @@ class Writer:
         if self._failure is not None:
             return
         pages = self._ledger.pages
-        if pages >= _MOST_PAGES or (pages and idle) or (pages >= _IDLE_PAGES and self._queue.empty()):
+        if pages >= _MOST_PAGES or (pages and idle) or (pages >= _IDLE_PAGES and not self._queue):
             self._checkpoint("PASSIVE")
 
     def _checkpoint(self, mode: str) -> None:
@@ -310,11 +308,12 @@ class Writer:
         self._checkpoint_seconds += time.perf_counter() - started
 
 
-def waker() -> Wake:
-    """What has a function called on the running event loop, from any thread and without waiting for it."""
+def wakers() -> tuple[Wake, Soon]:
+    """What has a function called on the running event loop without waiting: from any thread, and from its own."""
     loop: Any = anyio.lowlevel.current_token().native_token
-    wake: Wake = loop.call_soon_threadsafe if hasattr(loop, "call_soon_threadsafe") else loop.run_sync_soon
-    return wake
+    if hasattr(loop, "call_soon_threadsafe"):
+        return loop.call_soon_threadsafe, loop.call_soon
+    return loop.run_sync_soon, loop.run_sync_soon
 
 
 def _is_failure(error: Exception) -> bool:
