@@ -38,6 +38,7 @@ command line has [a page of its own](cli.md). The names of the first part are th
 MODULES = {
     "durable_streams": "The client",
     "durable_streams.server": "The server",
+    "durable_streams.s2": "S2",
     "durable_streams.testing": "For tests",
 }
 #: Docstring sections, and what they are called on the page.
@@ -61,8 +62,8 @@ def cli_page() -> str:
         CLI_INTRODUCTION,
         _help_of([], program),
     ]
-    for name, command in program.commands.items():
-        parts += [f"## {name}", _help_of([name], command)]
+    for names, command in _commands([], program):
+        parts += [f"{'#' * min(len(names) + 1, 4)} {' '.join(names)}", _help_of(names, command)]
     parts += [
         "## Exit codes",
         "Errors are one line on standard error, with the next step.",
@@ -72,6 +73,14 @@ def cli_page() -> str:
         f'```sh\neval "$(_{NAME.upper().replace("-", "_")}_COMPLETE=bash_source {NAME})"\n```',
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _commands(names: list[str], group: click.Group) -> Iterator[tuple[list[str], click.Command]]:
+    """The commands of a group, those of its groups included, each with the words that lead to it."""
+    for name, command in group.commands.items():
+        yield [*names, name], command
+        if isinstance(command, click.Group):
+            yield from _commands([*names, name], command)
 
 
 def _help_of(names: list[str], command: click.Command) -> str:
@@ -174,7 +183,7 @@ def _alias(module: str, name: str) -> str:
     found = re.search(rf"from (\.[\w.]+) import \w+ as {name}\b", inspect.getsource(importlib.import_module(module)))
     assert found is not None, f"{name} is imported nowhere"
     source = inspect.getsource(importlib.import_module(found.group(1), package))
-    match = re.search(rf"((?:^#: .*\n)*)^({name}(?:: TypeAlias)? = (?:.+?))(?=\n\S|\n\n|\Z)", source, re.M | re.S)
+    match = re.search(rf"((?:^#: .*\n)*)^({name}(?:: [^=\n]+)? = (?:.+?))(?=\n\S|\n\n|\Z)", source, re.M | re.S)
     assert match is not None, f"{name} is defined nowhere"
     comment = " ".join(line.removeprefix("#: ") for line in match.group(1).splitlines())
     return f"```text\n{match.group(2).strip()}\n```\n\n{comment}".strip()

@@ -10,7 +10,7 @@ import click
 from .failures import INTERRUPTED, PIPE_CLOSED, StoppedError
 
 #: Options of every command that talks to a server, see `target`.
-COMMON = ("headers", "retry_for", "verbose")
+COMMON = ("headers", "retry_for", "endpoint", "verbose")
 
 
 class Command(click.Command):
@@ -36,6 +36,7 @@ class Group(click.Group):
     """A group of commands with examples; arguments as for `Command`."""
 
     def __init__(self, *, examples: Sequence[str] = (), **options: Any) -> None:
+        options.setdefault("context_settings", {"help_option_names": ["-h", "--help"], "max_content_width": 100})
         super().__init__(**options)
         self.examples: tuple[str, ...] = tuple(examples)
 

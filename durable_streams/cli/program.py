@@ -17,6 +17,7 @@ from .head import head
 from .help import Group
 from .produce import produce
 from .read import read
+from .s2 import s2
 from .serve import serve
 
 NAME = "durable-streams"
@@ -36,8 +37,7 @@ def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -
         'durable-streams append http://localhost:4437/v1/stream/chat \'{"text": "hi"}\'',
         "durable-streams read http://localhost:4437/v1/stream/chat --follow",
     ],
-    commands=[serve, demo, create, append, produce, read, head, close, delete],
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    commands=[serve, demo, create, append, produce, read, head, close, delete, s2],
     no_args_is_help=False,
 )
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")

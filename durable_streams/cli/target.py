@@ -67,7 +67,7 @@ def with_target(command: Callable[Concatenate[Target, P], None]) -> Callable[...
     @click.option("-v", "--verbose", is_flag=True, help="Say what happens, retries included, on standard error.")
     @functools.wraps(command)
     def parsed(url: str, headers: dict[str, str], retry_for: float, verbose: bool, **rest: Any) -> None:
-        _log_to_stderr(logging.DEBUG if verbose else logging.WARNING)
+        log_to_stderr(logging.DEBUG if verbose else logging.WARNING)
         command(Target(url, headers, retry_for), **rest)  # type: ignore[call-arg]  # click fills in what P names
 
     return parsed
@@ -83,7 +83,8 @@ def _parse_headers(context: click.Context, parameter: click.Parameter, values: t
     return headers
 
 
-def _log_to_stderr(level: int) -> None:
+def log_to_stderr(level: int) -> None:
+    """Show what the library logs from this level on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("durable-streams: %(message)s"))
     logger = logging.getLogger("durable_streams")

@@ -25,6 +25,23 @@ from ._context import Compression as Compression
 from ._context import SessionTransport as SessionTransport
 from ._context import Encoding as Encoding
 
+# Sessions
+from ._append_session import AppendSession as AppendSession
+from ._append_session import AppendWriter as AppendWriter
+from ._append_session import AckIterator as AckIterator
+from ._append_session import AppendStatistics as AppendStatistics
+from ._ticket import AppendTicket as AppendTicket
+from ._producer import Producer as Producer
+from ._producer import RecordTicket as RecordTicket
+from ._producer import IndexedAppendAck as IndexedAppendAck
+from ._read_session import ReadSession as ReadSession
+from ._read_session import RecordIterator as RecordIterator
+from ._read_session import ReadStatistics as ReadStatistics
+from ._read_core import Gap as Gap
+from ._batching import Batcher as Batcher
+from ._batching import batch_records as batch_records
+from ._batching import RecordBatches as RecordBatches
+
 # Basins and streams
 from ._basins import Basins as Basins
 from ._streams import Basin as Basin
@@ -111,23 +128,31 @@ __all__ = [
     "AccessTokenScope",
     "AccessTokens",
     "Accumulation",
+    "AckIterator",
     "AppendAck",
     "AppendInput",
     "AppendRecord",
     "AppendResolution",
     "AppendRetryPolicy",
+    "AppendSession",
+    "AppendStatistics",
+    "AppendTicket",
+    "AppendWriter",
     "Basin",
     "BasinConfig",
     "BasinInfo",
     "BasinReconfiguration",
     "Basins",
+    "Batcher",
     "Compression",
     "Encoding",
     "Endpoints",
     "Exact",
     "FencingTokenMismatchError",
+    "Gap",
     "Gauge",
     "Header",
+    "IndexedAppendAck",
     "Interval",
     "Label",
     "Listing",
@@ -139,13 +164,19 @@ __all__ = [
     "OperationGroups",
     "Page",
     "Prefix",
+    "Producer",
     "ProvisionResult",
     "RangeNotSatisfiableError",
     "ReadBatch",
     "ReadPage",
+    "ReadSession",
     "ReadStart",
+    "ReadStatistics",
     "ReadWrite",
+    "RecordBatches",
+    "RecordIterator",
     "RecordLike",
+    "RecordTicket",
     "ResourceSet",
     "Retention",
     "S2ConnectionError",
@@ -174,6 +205,7 @@ __all__ = [
     "TimestampingMode",
     "TimestampingReconfiguration",
     "Unset",
+    "batch_records",
     "metered_bytes",
 ]
 
