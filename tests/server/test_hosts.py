@@ -3,17 +3,24 @@
 Each is started as its users start it, in a process of its own, and asked for one thing of each kind.
 """
 
+import gzip
 import importlib.util
+import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPConnection
+from pathlib import Path
 
+import anyio
 import pytest
 
-from .driver import offset
+from durable_streams.server import DurableStreamsApp, SQLiteStore
+
+from .driver import Client, offset
 
 APP = "tests.server.hosted_app:app"
 HOSTS = {
@@ -24,17 +31,36 @@ HOSTS = {
 }
 
 
+#: What makes them end though a client stays: without it they wait for as long as it likes.
+BOUNDS = {
+    "uvicorn": ["--timeout-graceful-shutdown", "1"],
+    "hypercorn-asyncio": ["--graceful-timeout", "1"],
+    "hypercorn-trio": ["--graceful-timeout", "1"],
+    "granian": ["--workers-kill-timeout", "1"],
+}
+
+
 @pytest.fixture(scope="module", params=HOSTS)
 def port(request: pytest.FixtureRequest) -> Iterator[int]:
     """The port of a server that accepts connections."""
-    host: str = request.param
+    with hosted(request.param) as (number, _):
+        yield number
+
+
+@contextmanager
+def hosted(host: str, *more: str, **environment: str) -> Iterator[tuple[int, "subprocess.Popen[str]"]]:
+    """A server that accepts connections, and its port."""
     if importlib.util.find_spec(host.partition("-")[0]) is None:
         pytest.skip(f"{host} is not installed")
     with socket.create_server(("127.0.0.1", 0)) as finder:
         number = finder.getsockname()[1]
     arguments = [argument.format(port=number) for argument in HOSTS[host]]
     process = subprocess.Popen(
-        [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, *arguments, *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **environment},
     )
     try:
         while True:
@@ -44,7 +70,7 @@ def port(request: pytest.FixtureRequest) -> Iterator[int]:
             except ConnectionRefusedError:
                 assert process.poll() is None, process.communicate()[0]
                 time.sleep(0.01)
-        yield number
+        yield number, process
     finally:
         process.terminate()
         try:
@@ -143,3 +169,69 @@ def test_an_upload_that_breaks_off_stores_nothing(peer: Peer, port: int) -> None
     writer.connection.close()
     assert peer.call("POST", "torn", b"whole", content_type="text/plain")[0] == 204
     assert peer.call("GET", "torn")[2] == b"whole"
+
+
+def test_the_server_tells_how_it_is(peer: Peer) -> None:
+    assert peer.call("GET", "../../health")[0] == 400
+    for path, text in (("/health", b"ok\n"), ("/ready", b"ready\n")):
+        peer.connection.request("GET", path)
+        answer = peer.connection.getresponse()
+        assert (answer.status, answer.read()) == (200, text)
+    peer.connection.request("GET", "/metrics")
+    answer = peer.connection.getresponse()
+    assert answer.status == 200
+    assert b"durable_streams_requests_total{" in answer.read()
+
+
+def test_who_may_not_is_kept_out(peer: Peer) -> None:
+    status, headers, _ = peer.call("PUT", "private/x")
+    assert (status, headers["www-authenticate"]) == (401, "Bearer")
+    assert peer.call("PUT", "private/x", authorization="Bearer sesame")[0] == 201
+
+
+def test_pages_are_compressed(peer: Peer) -> None:
+    body = b"0123456789" * 500_000
+    peer.call("PUT", "packed", body, content_type="text/plain")
+    for target, expected in (("packed", body), (f"packed?offset={offset(4_998_000)}", body[-2000:])):
+        _, headers, received = peer.call("GET", target, accept_encoding="gzip")
+        assert headers["content-encoding"] == "gzip"
+        assert gzip.decompress(received) == expected
+
+
+def test_a_reader_too_many_is_refused(peer: Peer, port: int) -> None:
+    peer.call("PUT", "crowded", content_type="text/plain")
+    readers = [Peer(port) for _ in range(2)]
+    for reader in readers:
+        reader.connection.request("GET", "/v1/stream/crowded?offset=now&live=sse")
+        assert reader.connection.getresponse().status == 200
+    status, headers, _ = peer.call("GET", "crowded?offset=now&live=sse")
+    assert (status, headers["retry-after"]) == (429, "5")
+    for reader in readers:
+        reader.connection.close()
+    deadline = time.monotonic() + 20  # how fast a server tells that a client has gone is its affair
+    while peer.call("GET", "crowded?offset=now&live=long-poll")[0] != 204:
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_server_that_is_stopped_under_readers_keeps_what_it_acknowledged(host: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "store")
+    with hosted(host, *BOUNDS[host], HOSTED_STORE=path) as (number, process):
+        writer, reader = Peer(number), Peer(number)
+        writer.call("PUT", "kept", content_type="text/plain")
+        reader.connection.request("GET", "/v1/stream/kept?offset=now&live=sse")
+        events = reader.connection.getresponse()
+        assert events.readline() == b"event: control\n"
+        for index in range(10):
+            assert writer.call("POST", "kept", b"%d," % index, content_type="text/plain")[0] == 204
+        process.terminate()
+        process.communicate(timeout=20)
+        for peer in (writer, reader):
+            peer.connection.close()
+        events.close()
+
+    async def look() -> bytes:
+        async with SQLiteStore(path) as store:
+            return (await Client(DurableStreamsApp(store)).get("kept")).body
+
+    assert anyio.run(look) == b"0,1,2,3,4,5,6,7,8,9,"
