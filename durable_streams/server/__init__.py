@@ -36,6 +36,13 @@ from .stores.errors import StoreInUseError as StoreInUseError
 # Operating a store
 from .operations.backup import backup_store as backup_store
 from .operations.backup import Backup as Backup
+from .operations.inspection import inspect_store as inspect_store
+from .operations.inspection import StoreInspection as StoreInspection
+from .stores.reports import StoreReport as StoreReport
+from .stores.reports import StreamReport as StreamReport
+from .stores.reports import ProducerReport as ProducerReport
+from .stores.reports import SubscriptionReport as SubscriptionReport
+from .stores.reports import InspectableStore as InspectableStore
 from .operations.verification import verify_store as verify_store
 from .operations.verification import Verification as Verification
 from .operations.verification import Finding as Finding
@@ -122,6 +129,7 @@ __all__ = [
     "ForkSource",
     "Gone",
     "Histogram",
+    "InspectableStore",
     "Instant",
     "InvalidJson",
     "MeasuredStore",
@@ -130,6 +138,7 @@ __all__ = [
     "Missing",
     "Offset",
     "Payload",
+    "ProducerReport",
     "ProducerStamp",
     "ProducerState",
     "Reason",
@@ -143,13 +152,17 @@ __all__ = [
     "StoreFigures",
     "StoreFormatError",
     "StoreInUseError",
+    "StoreInspection",
     "StorePage",
+    "StoreReport",
     "StreamConfig",
     "StreamInfo",
     "StreamMissingError",
     "StreamPresentError",
     "StreamRef",
+    "StreamReport",
     "StreamState",
+    "SubscriptionReport",
     "SubscriptionStore",
     "TokenFile",
     "TokenFileError",
@@ -164,6 +177,7 @@ __all__ = [
     "export_stream",
     "format_offset",
     "import_stream",
+    "inspect_store",
     "parse_offset",
     "split_json",
     "verify_store",

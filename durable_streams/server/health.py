@@ -1,4 +1,4 @@
-"""What whoever operates the server asks: `/health`, `/ready` and `/metrics`.
+"""What whoever operates the server asks: `/health`, `/ready`, `/metrics` and `/inspect` (`inspecting`).
 
 `/health` tells whether the process does its work, or should be started anew. `/ready` tells whether requests should be
 sent here: not before the store is open, nor when the server is about to end. Both say nothing about streams, so they
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from . import inspecting
 from .limits import BUSY_SECONDS
 from .requests import Call
 from .responses import NO_STORE, Headers, Rejection
@@ -17,8 +18,8 @@ from .stores.abilities import FailingStore
 if TYPE_CHECKING:
     from .http import DurableStreamsApp
 
-HEALTH, READY, METRICS = "/health", "/ready", "/metrics"
-PATHS = (HEALTH, READY, METRICS)
+HEALTH, READY, METRICS, INSPECT = "/health", "/ready", "/metrics", "/inspect"
+PATHS = (HEALTH, READY, METRICS, INSPECT)
 
 _PLAIN: tuple[bytes, bytes] = (b"content-type", b"text/plain; charset=utf-8")
 _METHODS: Headers = [(b"allow", b"GET, HEAD, OPTIONS")]
@@ -32,6 +33,9 @@ async def answer(app: DurableStreamsApp, call: Call, name: str) -> None:
     """
     if name == METRICS:
         await _answer_metrics(app, call)
+        return
+    if name == INSPECT:
+        await inspecting.answer(app, call)
         return
     _check_method(call)
     problem = _illness(app)

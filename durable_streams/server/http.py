@@ -63,6 +63,7 @@ class AppOptions(TypedDict, total=False):
     authorize: Authorizer | None
     compression: bool
     metrics: bool
+    inspection: bool
     cors_origin: str | Sequence[str]
     corp: str
     cache_visibility: str
@@ -85,8 +86,8 @@ class DurableStreamsApp:
     applications is not run, so the one that mounts this one runs `lifespan`.
 
     Beside the streams there are `GET /health` (200 while the server does its work, else 503: start it anew) and
-    `GET /ready` (200 when requests may come), for everybody; and with `metrics` there is `GET /metrics`. If `root` is
-    empty, they are below `/__ds`.
+    `GET /ready` (200 when requests may come), for everybody; and if asked for `GET /metrics` (`metrics`) and
+    `GET /inspect` (`inspection`). If `root` is empty, they are below `/__ds`.
 
     Args:
         store: Where streams are kept; a `MemoryStore` if None.
@@ -108,6 +109,9 @@ class DurableStreamsApp:
             Say False if something around this application does it.
         metrics: Whether there is `GET /metrics`, in Prometheus' format. With `authorize` that needs the right to read
             the path `/metrics`.
+        inspection: Whether there is `GET /inspect`, which lists streams, producers and subscriptions for operators
+            (`durable-streams inspect URL`). With `authorize` that needs the right to read the path whose streams are
+            listed, `/` for everything.
         cors_origin: `Access-Control-Allow-Origin`: `*`, the origin of the pages that may use the server, or several.
         corp: `Cross-Origin-Resource-Policy`: cross-origin, same-site or same-origin.
         cache_visibility: `private`, or `public` if all may see all streams: who may keep finished pages.
@@ -151,6 +155,7 @@ class DurableStreamsApp:
         authorize: Authorizer | None = None,
         compression: bool = True,
         metrics: bool = False,
+        inspection: bool = False,
         cors_origin: str | Sequence[str] = "*",
         corp: str = "cross-origin",
         cache_visibility: str = "private",
@@ -202,6 +207,7 @@ class DurableStreamsApp:
         self.room: Room | None = None if max_streams is None else Room(self.store, max_streams)
         self._most_requests: float = float("inf") if max_requests is None else max_requests
         self.in_progress: int = 0
+        self.inspection = inspection
         self.metrics: Metrics | None = None
         if metrics:
             self.metrics = Metrics(self.store, readers=lambda: self.readers.open, in_progress=lambda: self.in_progress)

@@ -44,6 +44,7 @@ from .base import (
     StreamState,
 )
 from .memory_log import Log, Page, Span, inherited
+from .reports import ProducerReport, StoreReport, StreamReport
 
 #: Seconds after which a silent producer is forgotten.
 PRODUCER_TTL = 7 * 86400.0
@@ -147,9 +148,7 @@ class MemoryStore(MemoryRecords):
 
     async def list_streams(self, prefix: str, after: str, limit: int, now: float) -> list[StreamInfo]:
         """Streams by path, see `SubscriptionStore.list_streams`."""
-        if self._sorted is None:
-            self._sorted = sorted(self._streams)
-        order = self._sorted
+        order = self._order()
         start = max(bisect_left(order, prefix), bisect_right(order, after))
         found: list[StreamInfo] = []
         for index in range(start, len(order)):
@@ -189,6 +188,36 @@ class MemoryStore(MemoryRecords):
     def figures(self) -> StoreFigures:
         """The store in figures."""
         return StoreFigures(len(self._streams), self._size)
+
+    async def report(self) -> StoreReport:
+        """The store as a whole, see `InspectableStore`."""
+        deleted = sum(stream.state.deleted for stream in self._streams.values())
+        subscriptions = len(await self.load_subscriptions())
+        return StoreReport("memory", len(self._streams) - deleted, deleted, 0, subscriptions, self._size)
+
+    async def report_streams(self, prefix: str, after: str, limit: int) -> list[StreamReport]:
+        """Streams by path, see `InspectableStore`."""
+        order = self._order()
+        reports: list[StreamReport] = []
+        for index in range(max(bisect_left(order, prefix), bisect_right(order, after)), len(order)):
+            path = order[index]
+            if len(reports) == limit or not path.startswith(prefix):
+                break
+            if not prefix or path[len(prefix) :][:1] in ("", "/"):
+                reports.append(self._streams[path].report())
+        return reports
+
+    async def report_producers(self, path: str, limit: int) -> list[ProducerReport]:
+        """The producers of a stream, see `InspectableStore`."""
+        stream = self._streams.get(path)
+        known = [] if stream is None else sorted(stream.producers.items(), key=lambda entry: -entry[1][1])
+        return [ProducerReport(path, name, state.epoch, state.seq, None, seen) for name, (state, seen) in known[:limit]]
+
+    def _order(self) -> list[str]:
+        """All paths in order."""
+        if self._sorted is None:
+            self._sorted = sorted(self._streams)
+        return self._sorted
 
     def _find(self, path: str, now: float) -> _Stream | None:
         """The stream at a path. One that has expired, or was kept for forks that have, is removed here."""
@@ -305,6 +334,23 @@ class _Stream:
     def info(self) -> StreamInfo:
         config, state = self.config, self.state
         return StreamInfo(self.ref, config.effective_type, state.tail, state.closed, config.ttl, config.expires_at)
+
+    def report(self) -> StreamReport:
+        config, state, fork = self.config, self.state, self.config.fork
+        return StreamReport(
+            self.ref.path,
+            config.effective_type,
+            state.tail,
+            self.size,
+            state.closed,
+            state.deleted,
+            config.ttl,
+            None if config.expires_at is None else config.expires_at.text,
+            self.accessed,
+            None if fork is None else fork.source,
+            len(self.forks),
+            len(self.producers),
+        )
 
     def expired(self, now: float) -> bool:
         config = self.config

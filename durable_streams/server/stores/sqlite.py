@@ -42,9 +42,11 @@ from ..protocol import AppendRequest, Payload
 from .abilities import StoreFigures
 from .base import AppendResult, BadOffset, CreateResult, DeleteResult, Gone, Missing, StreamInfo, StreamRef
 from .errors import StoreFailedError
+from .reports import ProducerReport, StoreReport, StreamReport
 from .sqlite_live import Live, LiveWatch, RecentPage
 from .sqlite_opening import Opening, Options, open_files
 from .sqlite_reading import StoredPage
+from .sqlite_reports import report_producers, report_store, report_streams
 from .sqlite_schema import Check, Durability
 from .sqlite_subscriptions import SubscriptionTables
 from .sqlite_writer import WriterStatistics
@@ -231,6 +233,18 @@ class SQLiteStore(SubscriptionTables):
             else await opening.open_page(stream, offset, max_bytes)
         )
         return BadOffset("the offset lies inside a message") if page is None else page
+
+    async def report(self) -> StoreReport:
+        """The store as a whole, see `InspectableStore`."""
+        return await self._current().readers.run(report_store, self.path)
+
+    async def report_streams(self, prefix: str, after: str, limit: int) -> list[StreamReport]:
+        """Streams by path, see `InspectableStore`."""
+        return await self._current().readers.run(report_streams, prefix, after, limit)
+
+    async def report_producers(self, path: str, limit: int) -> list[ProducerReport]:
+        """The producers of a stream, see `InspectableStore`."""
+        return await self._current().readers.run(report_producers, path, limit)
 
     def watch(self, ref: StreamRef) -> LiveWatch:
         """Attach a live reader."""
