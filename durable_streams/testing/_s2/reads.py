@@ -54,9 +54,9 @@ class Plan:
 
     @property
     def follows(self) -> bool:
-        """Whether it may wait at the tail."""
+        """Whether it may wait at the tail. Without limits it may also with `wait` 0, and ends there at once."""
         bounded = self.count is not None or self.bytes is not None or self.until is not None
-        return self.wait > 0 if self.wait is not None else not bounded
+        return not bounded or bool(self.wait)
 
     def unary(self) -> Plan:
         """The same as a unary read, which is always bounded."""
