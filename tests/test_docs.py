@@ -6,6 +6,7 @@ What a page may rely on:
 - `await`, `async with` and `async for` may stand at the top level of a block; such a block runs in an event loop of
   its own, so open connections end with the block.
 - `http://localhost:4437` leads to an empty server of the page's own. A page that starts a `Server` itself works too.
+- `http://localhost:8080` leads to an empty S2 server of the page's own: `s2 lite` where it is installed, else our fake.
 - Files may be written: the working directory is an empty one of the page's own.
 - A block marked `output` after a `python` block is exactly what that block printed.
 - `<!-- invisible-code: python` ... `-->` is executed and not shown: for preparations and for checks.
@@ -33,10 +34,14 @@ import pytest
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser
 
+from tests.interop.s2lite import Lite, find
+from tests.s2.serving import s2_in_a_thread
+
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("README.md"), *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("skills/**/*.md"))]
 #: The address that pages use, and seconds after which an example hangs.
 ADDRESS = "http://localhost:4437"
+S2_ADDRESS = "http://localhost:8080"
 PATIENCE = 60
 
 
@@ -47,12 +52,14 @@ class Page:
         path: The page.
         backend: The event loop for top-level `await`, as anyio names it.
         server: URL that stands in for `ADDRESS`.
+        s2: URL that stands in for `S2_ADDRESS`.
     """
 
-    def __init__(self, path: Path, backend: str, server: str) -> None:
+    def __init__(self, path: Path, backend: str, server: str, s2: str = S2_ADDRESS) -> None:
         self._path = path
         self._backend = backend
         self._server = server
+        self._s2 = s2
         self._printed: str | None = None
 
     def run(self) -> int:
@@ -71,7 +78,7 @@ class Page:
         return count
 
     def _python(self, example: Example) -> None:
-        source = str(example.parsed).replace(ADDRESS, self._server)
+        source = str(example.parsed).replace(ADDRESS, self._server).replace(S2_ADDRESS, self._s2)
         padded = "\n" * (example.line + example.parsed.line_offset) + source
         code = compile(padded, self._path, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
         printed = io.StringIO()
@@ -101,18 +108,20 @@ def check_command(line: str) -> None:
     lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
     lexer.whitespace_split = True
     words = list(itertools.takewhile(lambda word: not word or word[0] not in "|&;<>", lexer))
-    help_text = help_of(words[1])
-    for word in words[2:]:
+    names = words[1:2]
+    while "COMMAND [ARGS]..." in (help_text := help_of(" ".join(names))):
+        names.append(words[len(names) + 1])
+    for word in words[len(names) + 1 :]:
         if word.startswith("--"):
             option = word.partition("=")[0]
-            assert re.search(rf"(?<![\w-]){option}(?![\w-])", help_text), f"{words[1]} has no {option}"
+            assert re.search(rf"(?<![\w-]){option}(?![\w-])", help_text), f"{' '.join(names)} has no {option}"
 
 
 @functools.cache
 def help_of(command: str) -> str:
     """What `durable-streams COMMAND --help` prints; fails if there is no such command."""
     code = "import sys; from durable_streams.cli import main; sys.argv[0] = 'durable-streams'; main()"
-    arguments = [sys.executable, "-c", code, command, "--help"]
+    arguments = [sys.executable, "-c", code, *command.split(), "--help"]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"durable-streams {command}: {done.stderr}"
     return done.stdout
@@ -127,6 +136,20 @@ def server() -> Iterator[str]:
         yield running.base_url
 
 
+@contextlib.contextmanager
+def s2_server(path: Path) -> Iterator[str]:
+    """URL of an empty S2 server, if the page needs one."""
+    if S2_ADDRESS not in path.read_text():
+        yield S2_ADDRESS
+        return
+    if find() is not None:
+        with Lite() as lite:
+            yield lite.url
+    else:
+        with s2_in_a_thread() as fake:
+            yield fake.url
+
+
 @pytest.fixture(params=["asyncio", "trio"])
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -138,7 +161,8 @@ def test_every_example_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # Examples write files.
 
-    assert Page(path, backend, server).run()
+    with s2_server(path) as s2:
+        assert Page(path, backend, server, s2).run()
 
 
 # -- The conventions themselves ---------------------------------------------------------------------------
