@@ -4,10 +4,10 @@
 code  meaning
 ====  ==========================================================================================================
 0     done
-1     failed in a way that has no code of its own: the demo's proof, a busy port, a missing extra, a server's 500
+1     failed in a way that has no code of its own: the demo's proof, a busy port, a damaged store, a server's 500
 2     wrong usage: an unknown option, a bad value, input that is no JSON
 3     there is no such stream, or its data is no longer kept
-4     conflict: the stream exists with another configuration, is closed, or has another content type or `--seq`
+4     conflict: the stream exists, is closed, or has another configuration or `--seq`; a server has the store open
 5     no answer from the server, or a broken one
 6     the server wants credentials, or refuses those it got
 130   interrupted (Ctrl-C)
@@ -29,6 +29,7 @@ from .. import (
     StreamExistsError,
     StreamNotFoundError,
 )
+from ..server import StoreInUseError, StreamMissingError, StreamPresentError
 
 FAILED = 1
 USAGE = 2
@@ -74,9 +75,9 @@ def exit_code(error: DurableStreamError) -> int:
     match error:
         case InvalidArgumentError():
             return USAGE
-        case StreamNotFoundError() | RetentionGoneError():
+        case StreamNotFoundError() | RetentionGoneError() | StreamMissingError():
             return MISSING
-        case ConflictError() | StreamClosedError():
+        case ConflictError() | StreamClosedError() | StreamPresentError() | StoreInUseError():
             return CONFLICT
         case NetworkError() | ParseError():
             return NETWORK
@@ -108,6 +109,8 @@ def next_step(error: DurableStreamError) -> str | None:
             return "is a server running there? `durable-streams serve` starts one"
         case DurableStreamError(code="UNAUTHORIZED" | "FORBIDDEN"):
             return "give credentials: --header 'Authorization: Bearer TOKEN'"
+        case StoreInUseError():
+            return "stop the server, or take a backup and work on that"
         case ParseError():
             return "read it as it is: --bytes"
         case _:

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import anyio
@@ -41,6 +41,15 @@ def facts(named: Mapping[str, Any]) -> None:
     shown = {True: "yes", False: "no"}
     lines = [f"{name:{width}}  {shown[value] if isinstance(value, bool) else value}\n" for name, value in known.items()]
     write("".join(lines).encode())
+
+
+def line(values: Mapping[str, Any], in_words: Callable[[dict[str, Any]], str]) -> None:
+    """Print one of many things: a JSON line, or a line of words when a person is looking."""
+    known = dict(values)
+    if sys.stdout.isatty():
+        write(in_words(known).encode("utf-8", "replace") + b"\n")
+    else:
+        write(json_lines([known]))
 
 
 def say(words: str) -> None:

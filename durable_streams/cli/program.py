@@ -9,16 +9,21 @@ import click
 from .. import DurableStreamError, __version__
 from . import failures, output
 from .append import append
+from .backup import backup
 from .close import close
 from .create import create
 from .delete import delete
 from .demo import demo
+from .export import export
 from .head import head
 from .help import Group
+from .import_stream import import_command
+from .inspect import inspect
 from .produce import produce
 from .read import read
 from .s2 import s2
 from .serve import serve
+from .verify import verify
 
 NAME = "durable-streams"
 
@@ -37,7 +42,11 @@ def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -
         'durable-streams append http://localhost:4437/v1/stream/chat \'{"text": "hi"}\'',
         "durable-streams read http://localhost:4437/v1/stream/chat --follow",
     ],
-    commands=[serve, demo, create, append, produce, read, head, close, delete, s2],
+    commands=[
+        *(serve, demo, create, append, produce, read, head, close, delete),
+        *(inspect, verify, backup, export, import_command),
+        s2,
+    ],
     no_args_is_help=False,
 )
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")

@@ -53,7 +53,7 @@ def with_target(command: Callable[Concatenate[Target, P], None]) -> Callable[...
         "--header",
         metavar="'NAME: VALUE'",
         multiple=True,
-        callback=_parse_headers,
+        callback=parse_headers,
         help="Send this header with each request. May be repeated.",
     )
     @click.option(
@@ -73,7 +73,12 @@ def with_target(command: Callable[Concatenate[Target, P], None]) -> Callable[...
     return parsed
 
 
-def _parse_headers(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+def parse_headers(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Headers from options of the form 'Name: value'.
+
+    Raises:
+        click.BadParameter: if one has another form.
+    """
     headers = {}
     for text in values:
         name, colon, value = text.partition(":")

@@ -36,6 +36,11 @@ def test_help_lists_every_command_in_the_order_in_which_one_needs_them(run: Run)
         "head",
         "close",
         "delete",
+        "inspect",
+        "verify",
+        "backup",
+        "export",
+        "import",
         "s2",
     ]
     assert (done.code, done.err) == (0, "")
