@@ -15,7 +15,7 @@ from typing import Any, cast
 import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from .connections import Refused, Seen, Watchman
+from .connections import HEAD_BYTES, TOO_LONG, Refused, Seen, Watchman
 from .requests import Receive, Scope, Send
 
 #: Seconds that an idle connection is kept: longer than clients keep theirs, so that they never meet a closing one.
@@ -35,6 +35,8 @@ class _Protocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # chosen at
         self.access_log = False
         self.received: int = 0
         self.seen: Seen | None = None
+        self._latest: Any = None
+        self._useful = 0
 
     def connection_made(self, transport: Any) -> None:
         """A connection; one too many is refused."""
@@ -48,6 +50,21 @@ class _Protocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # chosen at
         """Something of a request."""
         self.received += len(data)
         super().data_received(data)
+        cycle = self.cycle
+        if cycle is not self._latest:
+            self._latest = cycle  # headers are complete
+            self._useful = self.received
+        elif self.received - self._useful > HEAD_BYTES and not self.transport.is_closing():
+            if cycle is None or cycle.response_complete:
+                self.transport.write(TOO_LONG)
+                self.transport.close()
+            else:
+                self.transport.abort()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body. What comes between two pieces, and after the last, is to be short."""
+        self._useful = self.received
+        super().on_body(body)
 
 
 class _Config(uvicorn.Config):

@@ -7,10 +7,12 @@ minute could have them all. Here is the limit to each:
 - the headers of a request have to be there `request_timeout` seconds after the connection was opened, or after they
   began;
 - a body may take as long, and another second for each `BODY_BYTES_PER_SECOND` bytes of it that have come;
+- what is no body, be it headers, sizes of chunks or trailers, may have `HEAD_BYTES` in a row, give or take what comes
+  in one piece;
 - of an answer something has to be taken every `stall_timeout` seconds, if there is something to take.
 
-Nothing of this happens per request. All connections are looked at every few seconds, and what stands still is seen by
-its state being the same as in the look before.
+Next to nothing of this happens per request. All connections are looked at every few seconds, and what stands still is
+seen by its state being the same as in the look before.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ logger: logging.Logger = logging.getLogger("durable_streams.server")
 
 #: Slowest body.
 BODY_BYTES_PER_SECOND = 500
+#: Most of a request that is no body, in a row.
+HEAD_BYTES = 64 * 1024
 #: Seconds that a refused client gets to read why.
 PARTING_SECONDS = 1.0
 
@@ -31,6 +35,11 @@ _REFUSAL = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\ncache-control: no-store\r\n"
     b"retry-after: 1\r\ncontent-length: 46\r\nconnection: close\r\n\r\n"
     b"the server has as many connections as it takes"
+)
+#: The answer to headers that are too long.
+TOO_LONG = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain; charset=utf-8\r\n"
+    b"cache-control: no-store\r\ncontent-length: 24\r\nconnection: close\r\n\r\nthe headers are too long"
 )
 
 

@@ -131,17 +131,28 @@ class Call:
         """The next ASGI message."""
         return await self._receive()
 
+    def on_disconnect(self, call: Callable[[], None]) -> bool:  # noqa: ARG002  # for servers that tell
+        """Have something called when the client goes away, if the server tells that by itself.
+
+        Returns:
+            False if it does not: then somebody has to `receive_message`s.
+        """
+        return False
+
     def content_length(self) -> int | None:
         """The declared length of the body; None if it is not declared.
 
         Raises:
-            Rejection: if it is no number.
+            Rejection: if it is no number, or the body's end is declared in another way, too: where it is would depend
+                on who looks, which is what request smuggling lives on.
         """
         value = self.headers.get(CONTENT_LENGTH)
         if value is None:
             return None
         if not value.isdigit() or len(value) > _LENGTH_DIGITS:  # of bytes, `isdigit` knows no digits but 0 to 9
             raise Rejection(400, "the Content-Length header is malformed", close=True)
+        if b"transfer-encoding" in self.headers:
+            raise Rejection(400, "Content-Length and Transfer-Encoding exclude each other", close=True)
         return int(value)
 
     def has_long_body(self) -> bool:
@@ -162,6 +173,19 @@ class Call:
             host += "" if port is None else f":{port}"
         return f"{self.scope.get('scheme', 'http')}://{host}"
 
+    def check_body(self, limit: int) -> None:
+        """See what the headers say of the body.
+
+        Raises:
+            Rejection: if it is longer than `limit` bytes, or compressed.
+        """
+        coding = self.headers.get(b"content-encoding")
+        if coding is not None and coding.strip().lower() not in (b"", b"identity"):
+            raise Rejection(415, "compressed request bodies are not supported", close=True)
+        length = self.content_length()
+        if length is not None and length > limit:
+            raise too_large(limit)
+
     async def read_body(self, limit: int) -> bytes:
         """Read the whole body.
 
@@ -169,12 +193,7 @@ class Call:
             Rejection: if it is, or says it is, longer than `limit` bytes, or is compressed.
             Disconnected: if the client goes away before its end.
         """
-        coding = self.headers.get(b"content-encoding")
-        if coding is not None and coding.strip().lower() not in (b"", b"identity"):
-            raise Rejection(415, "compressed request bodies are not supported", close=True)
-        length = self.content_length()
-        if length is not None and length > limit:
-            raise _too_large(limit)
+        self.check_body(limit)
         message = await self._receive()
         pieces: list[bytes] = []
         size = 0
@@ -182,7 +201,7 @@ class Call:
             piece: bytes = message.get("body", b"")
             size += len(piece)
             if size > limit:
-                raise _too_large(limit)
+                raise too_large(limit)
             if not message.get("more_body", False):
                 return b"".join((*pieces, piece)) if pieces else piece
             pieces.append(piece)
@@ -234,7 +253,8 @@ def _is_host(host: bytes) -> bool:
     return _HOST.fullmatch(host) is not None
 
 
-def _too_large(limit: int) -> Rejection:
+def too_large(limit: int) -> Rejection:
+    """The refusal of a body that is longer than `limit` bytes."""
     return Rejection(413, f"the body is larger than {limit} bytes", close=True)
 
 
