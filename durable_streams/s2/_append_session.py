@@ -327,11 +327,11 @@ class AppendSession:
         """Wait until everything submitted so far is durable. The session stays open.
 
         Raises:
-            S2Error: what ended the session.
+            S2Error: what ended the session; `definite` is True if no batch that failed can have been stored.
         """
         newest = self._newest
         if newest.count:
-            await newest.wait()
+            await newest.wait_done()
         if self._core.failure is not None:
             raise fresh(self._core.failure)
 

@@ -133,13 +133,12 @@ class Producer:
     async def __aenter__(self) -> Producer:
         group = anyio.create_task_group()
         await group.__aenter__()
-        self._group = group
         try:
             await self.start(group)
         except BaseException:
-            self._group = None
             await group.__aexit__(None, None, None)
             raise
+        self._group = group
         return self
 
     async def __aexit__(
@@ -187,9 +186,13 @@ class Producer:
         if self._ended is not None:
             await self._ended.wait()
             if self._owns_session:
-                await self.session.close()
-            elif self._ticket.count and self._failure is None:
-                await self._ticket.wait()
+                try:
+                    await self.session.close()
+                finally:
+                    self._look_at_session()
+            elif self._ticket.count:
+                await self._ticket.wait_done()
+                self._look_at_session()
         if self._failure is not None:
             raise fresh(self._failure)
 
@@ -290,7 +293,13 @@ class Producer:
             self._seal()
         return ticket
 
+    def _look_at_session(self) -> None:
+        """The session's failure is ours."""
+        if self._failure is None and (failure := self.session.failure_cause) is not None:
+            self._fail(failure)
+
     def _check_usable(self) -> None:
+        self._look_at_session()
         if self._failure is not None:
             raise fresh(self._failure, maybe_applied=False) if isinstance(self._failure, S2Error) else self._failure
         if self._closing:
@@ -307,7 +316,8 @@ class Producer:
         self._seal()
         ticket = self._ticket
         if ticket.count:
-            await ticket.wait()
+            await ticket.wait_done()
+        self._look_at_session()
         if self._failure is not None:
             raise fresh(self._failure)
 
@@ -366,12 +376,14 @@ class Producer:
         """End the producer: nothing that is not handed over will be."""
         if self._failure is None:
             self._failure = error
+        # Of what was never handed over it is certain that it was not stored.
+        mine = fresh(error, maybe_applied=False) if isinstance(error, S2Error) else error
         for _, ticket in self._complete:
-            ticket.reject(error)
+            ticket.reject(mine)
         self._complete.clear()
         if self._records:
             self._ticket.count = len(self._records)
-            self._ticket.reject(error)
+            self._ticket.reject(mine)
             self._records = []
         self._room = -1
         self._refuse_waiting()

@@ -184,7 +184,7 @@ class ReadSession:
                 waited = await self._pull(lambda: core.ready)
             if not waited:
                 await anyio.lowlevel.checkpoint()
-            if self._closed:
+            if self._closed and core.failure is None:
                 raise S2SessionClosedError("the read session was closed")
             self._report_gaps()
             command = core.next(anyio.current_time())

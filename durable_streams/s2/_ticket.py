@@ -41,14 +41,18 @@ class AppendTicket:
         Raises:
             S2Error: the batch failed; `definite` tells whether it certainly was not stored.
         """
+        await self.wait_done()
+        if self._error is not None:
+            raise fresh(self._error)
+        assert self._ack is not None, "done"
+        return self._ack
+
+    async def wait_done(self) -> None:
+        """Wait until the batch is durable or has failed, whichever it is."""
         if self._ack is None and self._error is None:
             if self._event is None:
                 self._event = anyio.Event()
             await self._event.wait()
-        if self._error is not None:
-            raise fresh(self._error)
-        assert self._ack is not None
-        return self._ack
 
     def __await__(self) -> Generator[Any, Any, AppendAck]:
         return self.wait().__await__()
