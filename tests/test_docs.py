@@ -23,8 +23,6 @@ import io
 import itertools
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ import pytest
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser
 
+from durable_streams.cli import main
 from tests.interop.s2lite import Lite, find
 from tests.s2.serving import s2_in_a_thread
 
@@ -120,11 +119,11 @@ def check_command(line: str) -> None:
 @functools.cache
 def help_of(command: str) -> str:
     """What `durable-streams COMMAND --help` prints; fails if there is no such command."""
-    code = "import sys; from durable_streams.cli import main; sys.argv[0] = 'durable-streams'; main()"
-    arguments = [sys.executable, "-c", code, *command.split(), "--help"]
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"durable-streams {command}: {done.stderr}"
-    return done.stdout
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        main([*command.split(), "--help"])
+    assert ended.value.code == 0, f"durable-streams {command}: {err.getvalue()}"
+    return out.getvalue()
 
 
 @pytest.fixture
