@@ -109,7 +109,10 @@ def check_command(line: str) -> None:
     words = list(itertools.takewhile(lambda word: not word or word[0] not in "|&;<>", lexer))
     names = words[1:2]
     while "COMMAND [ARGS]..." in (help_text := help_of(" ".join(names))):
-        names.append(words[len(names) + 1])
+        following = words[len(names) + 1 :]
+        if not following or following[0].startswith("-"):
+            break
+        names.append(following[0])
     for word in words[len(names) + 1 :]:
         if word.startswith("--"):
             option = word.partition("=")[0]
