@@ -15,11 +15,14 @@ import pytest
 
 from durable_streams import DurableStream
 from durable_streams.server import Server
+from tests.interop.s2lite import Lite, find
+from tests.s2.serving import s2_in_a_thread
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 #: The address that examples use.
 ADDRESS = "http://localhost:4437"
+S2_ADDRESS = "http://localhost:8080"
 #: Seconds after which a program that hangs is killed, so that its test fails.
 PATIENCE = 60
 
@@ -76,6 +79,41 @@ def watched_processes() -> Iterator["list[subprocess.Popen[str]]"]:
             process.communicate()
 
 
+@pytest.fixture
+def run_s2(tmp_path: Path) -> Iterator[Callable[[str], str]]:
+    """Runs an example of examples/s2 to its end, on `s2 lite` where it is installed, else on our fake."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+
+    with s2_server() as url, watched_processes() as processes:
+
+        def run(name: str) -> str:
+            program = tmp_path / name
+            program.write_text((EXAMPLES / "s2" / name).read_text().replace(S2_ADDRESS, url))
+            process = subprocess.Popen(
+                [sys.executable, str(program)],
+                cwd=tmp_path,
+                env=environment,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            processes.append(process)
+            return finished(process)
+
+        yield run
+
+
+@contextmanager
+def s2_server() -> Iterator[str]:
+    """URL of an empty S2 server."""
+    if find() is not None:
+        with Lite() as lite:
+            yield lite.url
+    else:
+        with s2_in_a_thread() as fake:
+            yield fake.url
+
+
 def finished(process: "subprocess.Popen[str]") -> str:
     """What a program printed, once it has ended well."""
     out, err = process.communicate()
@@ -101,6 +139,7 @@ def test_every_example_is_tested_here() -> None:
     tests = Path(__file__).read_text()
 
     assert [path.name for path in sorted(EXAMPLES.glob("*.py")) if f'start("{path.name}")' not in tests] == []
+    assert [path.name for path in sorted(EXAMPLES.glob("s2/*.py")) if f'run_s2("{path.name}")' not in tests] == []
 
 
 def test_the_reader_is_the_one_in_the_readme() -> None:
@@ -184,7 +223,45 @@ def test_the_example_on_trio(start: Start) -> None:
     ]
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_records_are_appended_to_s2_and_read(run_s2: Callable[[str], str]) -> None:
+    assert run_s2("append_and_read.py").splitlines() == [
+        "my basins: ['my-basin']",
+        "record 0 b'Hello, world!' {b'foo': b'bar'}",
+        "record 1 b'\\x01\\x02\\x03' {b'type': b'binary'}",
+    ]
+
+
+def test_an_s2_stream_is_followed_and_read_on_after_a_break(run_s2: Callable[[str], str]) -> None:
+    for _ in range(2):
+        assert run_s2("read_session.py").splitlines() == [
+            "stopped before record 500",
+            "then came reading 500 to reading 999",
+        ]
+
+
+def test_typed_messages_of_any_size_go_through_s2(run_s2: Callable[[str], str]) -> None:
+    for _ in range(2):  # what the first run wrote is not read by the second
+        assert run_s2("typed_messages.py").splitlines() == [
+            "alice wrote 1 records",
+            "bob wrote 4 records",
+            "[alice] hello (5 characters)",
+            "[bob] a long story: and th (3600014 characters)",
+        ]
+
+
+def test_an_answer_goes_to_the_user_and_to_s2(run_s2: Callable[[str], str]) -> None:
+    answer = "Once upon a time there was a log. Everybody could read it, and nobody could change it. "
+
+    assert run_s2("token_stream.py").splitlines() == [
+        answer,
+        "-- stored; and once more, from the stream:",
+        answer,
+    ]
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*EXAMPLES.glob("*.py"), *EXAMPLES.glob("s2/*.py")]), ids=lambda path: path.name
+)
 def test_every_example_says_what_it_shows_and_how_to_run_it(path: Path) -> None:
     text = path.read_text()
 
