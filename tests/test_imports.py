@@ -74,7 +74,7 @@ TABLE = {
     "s2": row(
         "errors _core _transport _transport.base _transport.default _transport.proxies _transport.version _collision",
         libraries="anyio",
-        one_module="hpack zstandard",
+        one_module="hpack zstandard msgspec",
     ),
     # `S2Fake` speaks S2 with the client's own codecs and frames, in the other role: a second set would have to be
     # tested as hard as the first. What keeps it honest is `s2 lite`, which passes the same kit.
