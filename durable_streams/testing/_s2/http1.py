@@ -15,6 +15,7 @@ import anyio.abc
 from .exchange import GONE, Exchange, S2Request, Wiring
 
 _ROOM = 1 << 18
+_LINGER = 1.0
 
 
 class Http1Connection:
@@ -33,6 +34,7 @@ class Http1Connection:
         self._number = number
         self._wiring = wiring
         self._ended = False
+        self._room = _ROOM
         self._changed = anyio.Event()
         self.draining = False
         self.scope = anyio.CancelScope()
@@ -40,14 +42,27 @@ class Http1Connection:
     async def run(self) -> None:
         """Serve until either side has enough."""
         with self.scope:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._read)
-                try:
+            try:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._read)
                     while await self._serve():
                         pass
-                except GONE:
-                    pass  # the client's right
-                tasks.cancel_scope.cancel()
+                    await self._linger()
+                    tasks.cancel_scope.cancel()
+            except* GONE:
+                pass  # the client's right
+
+    async def _linger(self) -> None:
+        """Let the client read the answer before the connection goes: bytes left unread here would make it a reset."""
+        try:
+            await self._stream.send_eof()
+        except OSError:  # not connected any more; anyio's trio side does not translate this one
+            return
+        with anyio.move_on_after(_LINGER):
+            while not self._ended:
+                self._buffer.clear()
+                self._wake()
+                await self._changed.wait()
 
     def drain(self) -> None:
         """Serve no further request."""
@@ -58,7 +73,7 @@ class Http1Connection:
             while True:
                 self._buffer += await self._stream.receive()
                 self._wake()
-                while len(self._buffer) > _ROOM:
+                while len(self._buffer) > self._room:
                     await self._changed.wait()
         except GONE:
             self._ended = True
@@ -83,6 +98,7 @@ class Http1Connection:
 
     async def take(self, size: int) -> bytes:
         """Exactly so many bytes."""
+        self._room = max(_ROOM, size)
         while len(self._buffer) < size:
             self._wake()
             await self.fill()

@@ -232,7 +232,7 @@ class _Exchange(Exchange):
         try:
             with self._scope:
                 await wiring.handle(self)
-        except GONE:
+        except* GONE:
             self._connection.scope.cancel()
         finally:
             self._connection.close(self.stream_id)

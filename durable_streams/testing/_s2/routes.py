@@ -43,6 +43,8 @@ class S2Behaviour:
         piece: Send bodies of sessions in pieces of at most so many bytes; None leaves them whole.
         coalesce: Send acknowledgements that are due together in one piece.
         reserved_bits: The low four bits of every flag.
+        keep_deleted: Keep basins and streams that were deleted, with their answer "deletion pending", until `sweep` is
+            called; else they are gone with the next request.
         draining: Refuse everything with 503 `server_draining`; sessions end so after what they have taken.
     """
 
@@ -53,6 +55,7 @@ class S2Behaviour:
     piece: int | None = None
     coalesce: bool = True
     reserved_bits: int = 0
+    keep_deleted: bool = False
     draining: bool = False
     drained: anyio.Event = field(default_factory=anyio.Event)
 
@@ -229,6 +232,8 @@ async def serve(
         operation = operation_of(request, parts)
         request.operation = operation
         notify()
+        if not behaviour.keep_deleted:
+            store.sweep()
         call = Call(exchange, store, behaviour, faults.at_request(operation))
         if len(parts) > 1 and parts[0] == "streams":
             call.stream_name = _segment(parts[1], check_stream_name)

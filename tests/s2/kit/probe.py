@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -39,6 +40,11 @@ class Reply:
     def code(self) -> str:
         """Code of an error."""
         return str(self.json["code"])
+
+    @property
+    def refusal(self) -> tuple[int, str]:
+        """Status and code of an error."""
+        return self.status, self.code
 
 
 @dataclass
@@ -299,6 +305,15 @@ class Bench:
     def path(self) -> str:
         """Of the stream."""
         return f"/streams/{self.stream}"
+
+    def on(self, stream: str) -> Bench:
+        """The same with another stream."""
+        return replace(self, stream=stream)
+
+    def name(self, *parts: str) -> str:
+        """A basin's name that no other check has."""
+        digest = hashlib.blake2s("/".join([self.basin, self.stream, self.version, *parts]).encode(), digest_size=6)
+        return f"kit-{digest.hexdigest()}"
 
     async def create(self, config: Any = None) -> None:
         reply = await self.call("POST", "/streams", {"stream": self.stream, **({"config": config} if config else {})})
