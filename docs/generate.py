@@ -39,6 +39,7 @@ MODULES = {
     "durable_streams": "The client",
     "durable_streams.server": "The server",
     "durable_streams.s2": "S2",
+    "durable_streams.s2.patterns": "Messages on S2",
     "durable_streams.testing": "For tests",
 }
 #: Docstring sections, and what they are called on the page.
