@@ -84,7 +84,7 @@ class MessageTicket:
 
     def __init__(self, tickets: Sequence[Awaitable[AppendAck]]) -> None:
         self._tickets = tickets
-        self.batches = len(tickets)
+        self.batches: int = len(tickets)
 
     async def wait(self) -> MessageAck:
         """Wait until all of the message is durable. May be called again, by any number of tasks.

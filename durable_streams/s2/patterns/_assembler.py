@@ -115,7 +115,7 @@ class FrameAssembler:
         self._meta: FrameMeta | None = None
         self._chunks: list[bytes] = []
         self._size = self._count = 0
-        self.dropped = 0
+        self.dropped: int = 0
 
     @property
     def pending(self) -> FrameMeta | None:

@@ -109,7 +109,7 @@ class DedupeFilter:
         validate.integer("max_writers", max_writers, minimum=1)
         self._max_writers = max_writers
         self._last: OrderedDict[str, int] = OrderedDict()
-        self.dropped = 0
+        self.dropped: int = 0
 
     def should_accept(self, headers: Sequence[Header]) -> bool:
         """Whether a record with these headers is new, and remember it. One without a number always is.

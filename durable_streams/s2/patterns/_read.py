@@ -87,7 +87,7 @@ class DeserializingReadSession(Generic[T_co]):
         self._resume_at: int | None = None
         self._failure: Exception | None = None
         self._reading = self._closed = False
-        self.skipped = 0
+        self.skipped: int = 0
 
     # -- Facts ---------------------------------------------------------------------------------------------
 
