@@ -194,6 +194,28 @@ def test_the_outbox_survives_kills(start: Start, server: Server, tmp_path: Path)
     assert again == "300 was stored before\n"
 
 
+def test_workers_share_what_there_is_and_a_killed_one_is_replaced(start: Start, server: Server) -> None:
+    first = start("worker.py")
+    assert first.stdout is not None
+    assert first.stdout.readline() == "ready\n"
+    for number in range(3):
+        write(f"{server.url}/orders/{number}", {"item": "tea"}, {"item": "milk"})
+    shipped = {first.stdout.readline() for _ in range(6)}
+    first.kill()
+    first.wait()
+    second = start("worker.py")
+    assert second.stdout is not None
+    assert second.stdout.readline() == "ready\n"
+    write(f"{server.url}/orders/1", {"item": "bread"})
+
+    # What the first one had not acknowledged comes once more, when its lease has run out.
+    while (line := second.stdout.readline()) in shipped:
+        pass
+
+    assert shipped == {f"shipping {item} of orders/{number}\n" for item in ("tea", "milk") for number in range(3)}
+    assert line == "shipping bread of orders/1\n"
+
+
 def read(url: str) -> list[dict[str, int]]:
     async def main() -> list[dict[str, int]]:
         async with DurableStream(url) as handle, handle.stream(live=False) as response:
