@@ -108,7 +108,7 @@ class Service:
         self._owned_group: anyio.abc.TaskGroup | None = None
         self._pool: H2Pool | None = None
         self._lock = anyio.Lock()
-        self.closed = False
+        self.closed: bool = False
 
     # -- Life ----------------------------------------------------------------------------------------------
 

@@ -127,7 +127,7 @@ class S2Error(DurableStreamError):
 
     @definite.setter
     def definite(self, value: bool) -> None:
-        self.maybe_applied = not value
+        self.maybe_applied: bool = not value
 
     @property
     def retryable(self) -> bool:
