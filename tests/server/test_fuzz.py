@@ -4,13 +4,22 @@ Requests are made of the things that have ever confused a server, mixed at rando
 live on from one example to the next.
 """
 
+from __future__ import annotations
+
 import logging
-from urllib.parse import quote_from_bytes
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from urllib.parse import quote_from_bytes, urlsplit
 
 import anyio
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from durable_streams.server import MemoryStore, Server, SQLiteStore, Store, StreamInfo
+from durable_streams.testing.store_steps import read_page
 
 from .driver import Answer, Client, Clock, exchange, make_client, offset
 
@@ -59,31 +68,51 @@ BODY = st.one_of(
 Request = tuple[str, bytes, bytes, list[tuple[str, str]], list[bytes]]
 
 
-def fuzz_client() -> Client:
-    return make_client(clock=Clock(), long_poll_timeout=0.001, sse_max_age=0.001, max_append_bytes=1000, page_bytes=50)
-
-
-@given(
-    requests=st.lists(
-        st.tuples(
-            st.sampled_from(["PUT", "POST", "GET", "HEAD", "DELETE", "OPTIONS", "PATCH", "G\xe4T"]),
-            PATH,
-            QUERY,
-            st.builds(lambda usual, odd: usual + odd, USUAL, HEADERS),
-            st.lists(BODY, min_size=1, max_size=3),
-        ),
-        min_size=1,
-        max_size=8,
+def fuzz_client(store: Store | None = None) -> Client:
+    return make_client(
+        store=store, clock=Clock(), long_poll_timeout=0.001, sse_max_age=0.001, max_append_bytes=1000, page_bytes=50
     )
+
+
+REQUESTS = st.lists(
+    st.tuples(
+        st.sampled_from(["PUT", "POST", "GET", "HEAD", "DELETE", "OPTIONS", "PATCH", "G\xe4T"]),
+        PATH,
+        QUERY,
+        st.builds(lambda usual, odd: usual + odd, USUAL, HEADERS),
+        st.lists(BODY, min_size=1, max_size=3),
+    ),
+    min_size=1,
+    max_size=8,
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
+
+@given(requests=REQUESTS)
+@settings(UNHURRIED, max_examples=150)
 def test_every_request_gets_a_proper_answer(requests: list[Request]) -> None:
+    send_all(requests, MemoryStore)
+
+
+@given(requests=REQUESTS)
+@settings(UNHURRIED, max_examples=40)
+def test_every_request_gets_a_proper_answer_from_sqlite(requests: list[Request]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        send_all(requests, lambda: SQLiteStore(f"{folder}/streams.db", durability="relaxed"))
+
+
+def send_all(requests: list[Request], make_store: Callable[[], AbstractAsyncContextManager[Store]]) -> None:
+    """Send requests one after the other; what is refused has changed nothing."""
+
     async def run() -> None:
-        client = fuzz_client()
+        async with make_store() as store:
+            await send(fuzz_client(store))
+
+    async def send(client: Client) -> None:
         await client.put("a", "text/plain", b"abc")
         await client.put("j", "application/json", b"[1,2]")
         for method, path, query, headers, body in requests:
-            before = contents(client)
+            before = await contents(client)
             scope = client.scope(method, "/", headers)
             scope["raw_path"], scope["query_string"] = path, query
             scope["path"] = path.decode("utf-8", "replace")
@@ -91,7 +120,7 @@ def test_every_request_gets_a_proper_answer(requests: list[Request]) -> None:
                 answer = await exchange(client.app, scope, body)
             assert answer.status < 500
             if answer.status >= 300:
-                assert contents(client) == before
+                assert await contents(client) == before
 
     logging.disable(logging.CRITICAL)
     try:
@@ -100,10 +129,13 @@ def test_every_request_gets_a_proper_answer(requests: list[Request]) -> None:
         logging.disable(logging.NOTSET)
 
 
-def contents(client: Client) -> list[tuple[object, bytes, bool]]:
-    """What the streams hold, looked at from inside so that looking changes nothing."""
-    streams = client.app.store._streams.values()
-    return [(stream.ref, b"".join(stream.log.chunks), stream.state.closed) for stream in streams]
+async def contents(client: Client) -> list[object]:
+    """What the best known streams hold, looked at in a way that renews no TTL."""
+    store, answer = client.app.store, []
+    for path in ("/v1/stream/a", "/v1/stream/j", "/v1/stream/b"):
+        info = await store.head(path, client.app.clock())
+        answer.append((info, (await read_page(store, info.ref))[0] if isinstance(info, StreamInfo) else None))
+    return answer
 
 
 @pytest.mark.anyio
@@ -126,3 +158,83 @@ async def test_very_long_values_are_answered(size: int) -> None:
     ]
     fraction = 201 if size == 100 else 400
     assert [answer.status for answer in answers] == [400, 204, 400, fraction, 200, 400, 204, 200, 200, 400]
+
+
+# --- bytes on the wire
+
+SOUND = b"GET /v1/stream/a?offset=-1 HTTP/1.1\r\nHost: s.example\r\n\r\n"
+POST = b"POST /v1/stream/a HTTP/1.1\r\nHost: s.example\r\nContent-Type: text/plain\r\n"
+LINES = st.sampled_from(
+    [
+        *(b"Content-Length: %b\r\n" % value for value in b"0 3 -1 +3 03 3,3 0x3 99999999999999999999".split()),
+        b"Transfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: identity\r\n",
+        b"Transfer-Encoding: gzip, chunked\r\n",
+        b"Transfer-Encoding : chunked\r\n",
+        b"Connection: close\r\n",
+        b"Connection: upgrade\r\nUpgrade: websocket\r\n",
+        b"Expect: 100-continue\r\n",
+        b"Stream-Closed: false\r\n",
+        b"X: a\r\n b\r\n",
+        b"X\0: a\r\n",
+        b"X: \0\r\n",
+        b": a\r\n",
+        b"X-Long: " + b"x" * 9000 + b"\r\n",
+        b"Host: other\r\n",
+        b"\n",
+    ]
+)
+AFTER = st.sampled_from(
+    [
+        b"",
+        b"abc",
+        b"3\r\nabc\r\n0\r\n\r\n",
+        b"3\r\nab",
+        b"-1\r\n",
+        b"ffffffffffffffff1\r\n",
+        b"0\r\nX: y\r\n\r\n",
+        SOUND,
+    ]
+)
+WIRE = st.one_of(
+    st.builds(lambda lines, after: POST + b"".join(lines) + b"\r\n" + after, st.lists(LINES, max_size=3), AFTER),
+    st.builds(lambda lines, after: SOUND[:-2] + b"".join(lines) + b"\r\n" + after, st.lists(LINES, max_size=3), AFTER),
+    st.builds(lambda at, noise: SOUND[:at] + noise + SOUND[at:], st.integers(0, len(SOUND)), st.binary(max_size=4)),
+    st.binary(max_size=60),
+)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+@given(data=WIRE, cut=st.none() | st.integers(0, 200))
+@settings(UNHURRIED, max_examples=120)
+def test_whatever_comes_over_the_wire_the_server_goes_on(server: Server, data: bytes, cut: int | None) -> None:
+    url = urlsplit(server.base_url)
+    address = (url.hostname or "", url.port or 0)
+    talk(address, b"PUT /v1/stream/kept HTTP/1.1\r\nHost: s\r\nContent-Length: 4\r\nConnection: close\r\n\r\nkept")
+
+    answer = talk(address, data[:cut])
+
+    for line in answer.split(b"\r\n"):
+        assert not line.startswith(b"HTTP/1.1 5"), answer
+    kept = talk(address, b"GET /v1/stream/kept?offset=-1 HTTP/1.1\r\nHost: s\r\nConnection: close\r\n\r\n")
+    assert kept.startswith(b"HTTP/1.1 200 ")
+    assert kept.endswith(b"\r\n\r\nkept")
+
+
+def talk(address: tuple[str, int], data: bytes) -> bytes:
+    """Send bytes and no more, and read what comes until the other side ends."""
+    with socket.create_connection(address, timeout=20) as connection:
+        answer = b""
+        try:
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            while chunk := connection.recv(1 << 16):
+                answer += chunk
+        except (ConnectionResetError, BrokenPipeError):
+            pass  # it had seen enough
+        return answer
