@@ -10,6 +10,7 @@ import pytest
 
 import durable_streams
 import durable_streams.s2
+import durable_streams.s2.patterns
 import durable_streams.server
 import durable_streams.testing
 from durable_streams.cli.program import program
@@ -54,7 +55,8 @@ def test_an_outdated_reference_is_reported(
 
 
 @pytest.mark.parametrize(
-    "module", [durable_streams, durable_streams.server, durable_streams.s2, durable_streams.testing]
+    "module",
+    [durable_streams, durable_streams.server, durable_streams.s2, durable_streams.s2.patterns, durable_streams.testing],
 )
 def test_every_public_name_is_in_the_reference(module: ModuleType) -> None:
     headings = re.findall(r"^### (\w+)$", (DOCS / "reference" / "api.md").read_text(), re.MULTILINE)
