@@ -13,10 +13,12 @@ from types import FrameType
 from typing import Any, cast
 
 import uvicorn
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from .connections import HEAD_BYTES, TOO_LONG, Refused, Seen, Watchman
+from ._connection import Connection
+from .connections import Watchman
+from .http import DurableStreamsApp
 from .requests import Receive, Scope, Send
+from .responses import Headers
 
 #: Seconds that an idle connection is kept: longer than clients keep theirs, so that they never meet a closing one.
 KEEP_ALIVE = 75
@@ -27,59 +29,30 @@ _TICK = 0.5
 _POLL = 0.005
 
 
-class _Protocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # chosen at run time: httptools or h11
-    """An HTTP connection without access log."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.access_log = False
-        self.received: int = 0
-        self.seen: Seen | None = None
-        self._latest: Any = None
-        self._useful = 0
-
-    def connection_made(self, transport: Any) -> None:
-        """A connection; one too many is refused."""
-        config = cast("_Config", self.config)
-        if config.max_connections is not None and len(self.connections) >= config.max_connections:
-            transport.set_protocol(Refused(transport, config.refused))
-        else:
-            super().connection_made(transport)
-
-    def data_received(self, data: bytes) -> None:
-        """Something of a request."""
-        self.received += len(data)
-        super().data_received(data)
-        cycle = self.cycle
-        if cycle is not self._latest:
-            self._latest = cycle  # headers are complete
-            self._useful = self.received
-        elif self.received - self._useful > HEAD_BYTES and not self.transport.is_closing():
-            if cycle is None or cycle.response_complete:
-                self.transport.write(TOO_LONG)
-                self.transport.close()
-            else:
-                self.transport.abort()
-
-    def on_body(self, body: bytes) -> None:
-        """A piece of a body. What comes between two pieces, and after the last, is to be short."""
-        self._useful = self.received
-        super().on_body(body)
-
-
-class _Config(uvicorn.Config):
+class Config(uvicorn.Config):
     """uvicorn's settings, and ours.
 
     Attributes:
         max_connections: How many there may be; None for any number.
         refused: Those too many that are not gone yet.
+        direct: The application if it is ours, which is not served by ASGI's messages then.
     """
 
     max_connections: int | None = None
+    direct: DurableStreamsApp | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.refused: set[asyncio.Transport] = set()
+        self._prefix: tuple[Headers, Headers, bytes] = ([], [], b"")
+
+    def prefix(self, default: Headers, common: Headers) -> bytes:
+        """These headers as lines. They are mostly the same lists, and so is the result."""
+        known_default, known_common, lines = self._prefix
+        if known_default is not default or known_common is not common:
+            lines = b"".join([b"%b: %b\r\n" % header for header in (*default, *common)])
+            self._prefix = (default, common, lines)
+        return lines
 
     def configure_logging(self) -> None:
         """Leave the program's logging as it is."""
@@ -107,9 +80,9 @@ class Runner(uvicorn.Server):
         max_connections: int | None,
         own_signals: bool,
     ) -> None:
-        config = _Config(
+        config = Config(
             self._serve_app,
-            http=_Protocol,
+            http=Connection,
             ws="none",
             interface="asgi3",
             lifespan="auto",
@@ -119,6 +92,7 @@ class Runner(uvicorn.Server):
             timeout_keep_alive=KEEP_ALIVE,
         )
         config.max_connections = max_connections
+        config.direct = app if isinstance(app, DurableStreamsApp) else None
         super().__init__(config)
         self._refused = config.refused
         self._watchman = watchman

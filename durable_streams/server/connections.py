@@ -44,14 +44,18 @@ TOO_LONG = (
 
 
 class Connection(Protocol):
-    """What is looked at: one of uvicorn's HTTP connections, and two attributes of ours."""
+    """What is looked at, see `_connection.Connection`."""
 
     cycle: Any
-    flow: Any
     transport: Any
-    timeout_keep_alive_task: Any
     received: int
+    read_paused: bool
     seen: Seen | None
+
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for the next request."""
+        ...
 
 
 class Seen:
@@ -113,15 +117,15 @@ class Watchman:
 
 def _state(connection: Connection) -> tuple[str, object] | None:
     """What the client owes us, with something that changes when it moves; None if it owes nothing."""
-    cycle, flow = connection.cycle, connection.flow
+    cycle = connection.cycle
     unsent = connection.transport.get_write_buffer_size()
     if unsent:
         return "answer", (cycle, unsent)
-    if connection.timeout_keep_alive_task is not None:
-        return None  # idle between two requests: uvicorn's own limit
+    if connection.idle:
+        return None  # between two requests, which has a limit of its own
     if cycle is None or cycle.response_complete:
         return "headers", cycle
-    if cycle.more_body and not flow.read_paused:
+    if cycle.more_body and not connection.read_paused:
         return "body", cycle
     return None
 

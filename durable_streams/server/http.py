@@ -13,8 +13,8 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from functools import lru_cache
-from typing import TypedDict
+from functools import cached_property, lru_cache, partial
+from typing import TYPE_CHECKING, NoReturn, TypedDict
 
 from .._core.wire import normalize_path
 from . import health, json_messages, reading, writing
@@ -25,14 +25,18 @@ from .lifespan import answer_lifespan, life
 from .limits import Readers, Room, busy
 from .metrics import Metrics
 from .requests import Call, Disconnected, Receive, Scope, Send, quote_mount, raw_path
-from .responses import METHODS, Rejection
+from .responses import METHODS, Headers, Rejection
 from .sse import StreamEvents
+from .stores.abilities import PromptStore
 from .stores.base import Store, StreamRef
 from .stores.memory import MemoryStore
 from .subscriptions.routes import ControlInterface, check_public_url
 from .subscriptions.service import SubscriptionService
 from .subscriptions.webhooks import Webhooks
 from .waiting import Waits
+
+if TYPE_CHECKING:
+    from ._connection import Exchange
 
 logger: logging.Logger = logging.getLogger("durable_streams.server")
 access_logger: logging.Logger = logging.getLogger("durable_streams.access")
@@ -235,7 +239,7 @@ class DurableStreamsApp:
             self.subscriptions, public_url=self.public_url, max_body=max_append_bytes, gate=self.gate
         )
         self._cors = Cors(cors_origin, corp)
-        self._common = self._cors.default
+        self.common: Headers = self._cors.default
         self._locate = lru_cache(_KNOWN_PATHS)(self._locate_uncached)
 
     def __repr__(self) -> str:
@@ -277,7 +281,7 @@ class DurableStreamsApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entry."""
         if scope["type"] == "http":
-            await self._serve(Call(scope, receive, send, self._common))
+            await self.serve(Call(scope, receive, send, self.common))
         elif scope["type"] == "lifespan":
             await answer_lifespan(self, receive, send)
         elif scope["type"] == "websocket":
@@ -286,12 +290,13 @@ class DurableStreamsApp:
         else:
             raise ValueError(f"ASGI scope of type {scope['type']!r} is not supported")
 
-    async def _serve(self, call: Call) -> None:
+    async def serve(self, call: Call, handler: _Handler | None = None) -> None:
+        """Serve a request: by its method and path, or by this handler."""
         self.in_progress += 1
         begun = time.perf_counter() if self.access_log else 0.0
         try:
             try:
-                await self._route(call)
+                await (self._route(call) if handler is None else handler(self, call))
             except Rejection as rejection:
                 await call.reject(rejection)
         except Disconnected:
@@ -312,21 +317,81 @@ class DurableStreamsApp:
                 words = "%(method)s %(path)s %(status)d %(seconds).6f"
                 access_logger.info(words, facts, extra=facts)
 
-    async def _route(self, call: Call) -> None:
+    def serve_now(self, call: Exchange) -> bool:
+        """Serve a request that is there as a whole without a task, if that can be done. Returns whether it is."""
+        if call.method != "POST" or self._prompt is None:
+            return False
+        self.in_progress += 1
+        try:
+            is_ours = not self._enter(call)
+            if is_ours:
+                writing.post_now(self, self._prompt, call)
+        except Rejection as rejection:
+            self.conclude(call, partial(_refuse, rejection))
+            return True
+        if not is_ours:
+            self.in_progress -= 1
+        return is_ours
+
+    @cached_property
+    def _prompt(self) -> PromptStore | None:
+        """The store, if it and what is asked and told of each request need no task."""
+        plain = self.gate is None and not self.access_log
+        return self.store if plain and isinstance(self.store, PromptStore) else None
+
+    def serve_after_all(self, call: Exchange, handler: _Handler) -> None:
+        """Serve in a task what `serve_now` has begun to serve, as it has to wait."""
+        self.in_progress -= 1
+        call.spawn(self.serve(call, handler))
+
+    def conclude(self, call: Exchange, answer: Callable[[], tuple[int, Headers]]) -> None:
+        """Answer what `serve_now` serves, with what `answer` returns or raises."""
+        try:
+            try:
+                call.answer_now(*answer())
+            except Rejection as rejection:
+                call.answer_now(*call.rejection_answer(rejection))
+        except Disconnected:
+            logger.debug("client went away method=%s path=%s", call.method, call.path)
+        except Exception:
+            logger.exception("request failed method=%s path=%s", call.method, call.path)
+            with suppress(Disconnected):
+                call.answer_now(*call.rejection_answer(Rejection(500, "internal error", close=True)))
+        finally:
+            self.in_progress -= 1
+            if self.metrics is not None:
+                self.metrics.count_request(call.method, call.status)
+
+    def _enter(self, call: Call) -> str:
+        """Read a request's headers and see where it goes.
+
+        Returns:
+            What `_locate` finds.
+
+        Raises:
+            Rejection: if it may not go there now.
+        """
         call.read_headers()
         if self._cors.choosy:
             call.common, call.varies = self._cors.headers(call.headers.get(b"origin")), b"Origin"
         if call.method == "OPTIONS":
+            return ""
+        place, call.path = self._locate(raw_path(call.scope), call.scope.get("root_path", ""))
+        if place not in health.PATHS:
+            if self.waits.stopping:
+                raise busy("the server is shutting down")
+            if self.in_progress > self._most_requests:
+                raise busy("the server has as many requests as it takes at a time")
+        return place
+
+    async def _route(self, call: Call) -> None:
+        place = self._enter(call)
+        if call.method == "OPTIONS":
             await call.answer(204, [(b"access-control-max-age", b"86400")])
             return
-        place, call.path = self._locate(raw_path(call.scope), call.scope.get("root_path", ""))
         if place in health.PATHS:
             await health.answer(self, call, place)
             return
-        if self.waits.stopping:
-            raise busy("the server is shutting down")
-        if self.in_progress > self._most_requests:
-            raise busy("the server has as many requests as it takes at a time")
         if place == _CONTROL:
             await self._control.answer(call)
             return
@@ -361,6 +426,10 @@ class DurableStreamsApp:
             raise Rejection(404, "streams live below another path on this server")
         segment = path[len(root) :].partition("/")[0]
         return _CONTROL if segment == _CONTROL else "", path
+
+
+def _refuse(rejection: Rejection) -> NoReturn:
+    raise rejection
 
 
 def _check_root(root: str) -> str:

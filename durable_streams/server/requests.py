@@ -131,7 +131,7 @@ class Call:
         """The next ASGI message."""
         return await self._receive()
 
-    def on_disconnect(self, call: Callable[[], None]) -> bool:  # noqa: ARG002  # for servers that tell
+    def on_disconnect(self, call: Callable[[], None]) -> bool:
         """Have something called when the client goes away, if the server tells that by itself.
 
         Returns:
@@ -238,10 +238,14 @@ class Call:
 
     async def reject(self, rejection: Rejection) -> None:
         """Send an error answer."""
+        await self.answer(*self.rejection_answer(rejection))
+
+    def rejection_answer(self, rejection: Rejection) -> tuple[int, Headers, bytes]:
+        """Status, headers and body of an error answer."""
         headers = [(b"content-type", b"text/plain; charset=utf-8"), NO_STORE, *rejection.headers]
         if rejection.close:
             headers += self.close_connection()
-        await self.answer(rejection.status, headers, rejection.text.encode() + b"\n")
+        return rejection.status, headers, rejection.text.encode() + b"\n"
 
     def close_connection(self) -> Headers:
         """`Connection: close`, where the HTTP version has it."""

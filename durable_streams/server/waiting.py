@@ -69,8 +69,15 @@ def time_left(app: DurableStreamsApp, info: StreamInfo) -> float:
 async def while_connected(call: Call, work: Callable[[], Awaitable[None]]) -> None:
     """Do the work, but stop when the client goes away.
 
-    Servers let an application write to a connection that is gone without telling, so someone has to listen.
+    Our own runner tells when that happens. Other servers let an application write to a connection that is gone without
+    telling, so someone has to listen.
     """
+    with anyio.CancelScope() as scope:
+        if call.on_disconnect(scope.cancel):
+            await work()
+            return
+    if scope.cancelled_caught:
+        return
     failure: Exception | None = None
 
     async def stop_on_disconnect(scope: anyio.CancelScope) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, TypeGuard
 
 import anyio
 
@@ -28,8 +28,10 @@ from .responses import (
 from .stores.base import AppendResult, Created, CreateRequest, Gone, Missing, StreamInfo
 
 if TYPE_CHECKING:
+    from ._connection import Exchange
     from .http import DurableStreamsApp
     from .metrics import Metrics
+    from .stores.abilities import PromptStore
 
 # A larger body, or one of unknown length, is only read after a look whether the stream exists.
 _LARGE_BYTES = 64 * 1024
@@ -94,11 +96,7 @@ async def put(app: DurableStreamsApp, call: Call) -> None:
 
 async def post(app: DurableStreamsApp, call: Call) -> None:
     """Append, close, or both (server 6)."""
-    headers = call.headers
-    stamp = parse_producer(call)
-    seq = headers.get(STREAM_SEQ)
-    if seq == b"":
-        raise Rejection(400, "Stream-Seq must not be empty")
+    stamp, seq = _stamp_and_seq(call)
     length = call.content_length()
     if length is not None and length <= _LARGE_BYTES:
         request, result = await _append(app, call, stamp, seq)
@@ -108,11 +106,65 @@ async def post(app: DurableStreamsApp, call: Call) -> None:
             raise refusal(found)
         with nullcontext() if stamp is None else app.arrivals.uploading(call.path, stamp):
             request, result = await _append(app, call, stamp, seq)
+    await call.answer(*_appended(app, request, result))
+
+
+def post_now(app: DurableStreamsApp, store: PromptStore, call: Exchange) -> None:
+    """The same without a task, for a request that is there as a whole.
+
+    Raises:
+        Rejection: if the request is refused before the store is asked.
+    """
+    stamp, seq = _stamp_and_seq(call)
+    call.check_body(app.max_append_bytes)
+    request = _request(call, call.whole_body(app.max_append_bytes), stamp, seq)
+
+    def done(result: AppendResult | Exception) -> None:
+        if _is_early(result):
+            app.serve_after_all(call, partial(_post_early, request=request, result=result))
+        else:
+            app.conclude(call, partial(_appended, app, request, result))
+
+    try:
+        store.append_soon(request, app.clock(), done)
+    except Exception as error:
+        done(error)
+
+
+async def _post_early(app: DurableStreamsApp, call: Call, request: AppendRequest, result: AppendResult) -> None:
+    await call.answer(*_appended(app, request, await _append_after_predecessor(app, request, result)))
+
+
+def _stamp_and_seq(call: Call) -> tuple[ProducerStamp | None, bytes | None]:
+    stamp = parse_producer(call)
+    seq = call.headers.get(STREAM_SEQ)
+    if seq == b"":
+        raise Rejection(400, "Stream-Seq must not be empty")
+    return stamp, seq
+
+
+def _request(call: Call, body: bytes, stamp: ProducerStamp | None, seq: bytes | None) -> AppendRequest:
+    media_type = _media_type(call.headers.get(CONTENT_TYPE, b""))
+    close = STREAM_CLOSED in call.headers and is_true(call.header(STREAM_CLOSED))
+    return AppendRequest(call.path, media_type, _payload(body, media_type), close, stamp, seq)
+
+
+def _appended(app: DurableStreamsApp, request: AppendRequest, result: AppendResult | Exception) -> tuple[int, Headers]:
+    """The answer to an append.
+
+    Raises:
+        Rejection: if it was refused.
+    """
+    if isinstance(result, Exception):
+        raise result
     if isinstance(result, Refused):
         raise refusal(result)
-    app.subscriptions.notice(call.path)
-    if app.metrics is not None and isinstance(result, Appended):
-        _count(app.metrics, request.payload)
+    if isinstance(result, Appended):
+        if request.producer is not None:
+            app.arrivals.moved(request.path, request.producer)
+        if app.metrics is not None:
+            _count(app.metrics, request.payload)
+    app.subscriptions.notice(request.path)
     answer: Headers = [next_offset(result.tail)]
     if result.closed:
         answer.append(CLOSED)
@@ -121,36 +173,33 @@ async def post(app: DurableStreamsApp, call: Call) -> None:
         answer += producer_headers(result.producer)
         if request.payload is not None and isinstance(result, Appended):
             status = 200
-    await call.answer(status, answer)
+    return status, answer
 
 
 async def _append(
     app: DurableStreamsApp, call: Call, stamp: ProducerStamp | None, seq: bytes | None
 ) -> tuple[AppendRequest, AppendResult]:
     """Read the body and append it."""
-    body = await call.read_body(app.max_append_bytes)
-    media_type = _media_type(call.headers.get(CONTENT_TYPE, b""))
-    close = STREAM_CLOSED in call.headers and is_true(call.header(STREAM_CLOSED))
-    request = AppendRequest(call.path, media_type, _payload(body, media_type), close, stamp, seq)
+    request = _request(call, await call.read_body(app.max_append_bytes), stamp, seq)
     result = await app.store.append(request, app.clock())
-    if stamp is None:
-        return request, result
-    if isinstance(result, Refused) and result.reason is Reason.SEQUENCE_GAP:
-        result = await _append_after_predecessor(app, request, stamp, result)
-    if isinstance(result, Appended):
-        app.arrivals.moved(call.path, stamp)
-    return request, result
+    return request, await _append_after_predecessor(app, request, result)
+
+
+def _is_early(result: AppendResult | Exception) -> TypeGuard[Refused]:
+    return isinstance(result, Refused) and result.reason is Reason.SEQUENCE_GAP
 
 
 async def _append_after_predecessor(
-    app: DurableStreamsApp, request: AppendRequest, stamp: ProducerStamp, result: AppendResult
+    app: DurableStreamsApp, request: AppendRequest, result: AppendResult
 ) -> AppendResult:
-    """A producer's request has come before the one before it: give that a moment (`arrivals`)."""
-    since = anyio.current_time()
-    while isinstance(result, Refused) and result.reason is Reason.SEQUENCE_GAP:
-        if not await app.arrivals.wait(request.path, stamp, since):
-            break
-        result = await app.store.append(request, app.clock())
+    """If a producer's request has come before the one before it: give that a moment (`arrivals`)."""
+    stamp = request.producer
+    if stamp is not None and _is_early(result):
+        since = anyio.current_time()
+        while _is_early(result):
+            if not await app.arrivals.wait(request.path, stamp, since):
+                break
+            result = await app.store.append(request, app.clock())
     return result
 
 

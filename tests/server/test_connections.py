@@ -174,15 +174,14 @@ def test_arguments_that_cannot_work_are_refused(name: str, value: float) -> None
 
 
 class Thing:
-    """What it looks at: stands for flow, transport and cycle at once."""
+    """What it looks at: stands for the connection and its transport."""
 
     def __init__(self) -> None:
         self.cycle: Any = None
-        self.flow = self
         self.transport = self
         self.read_paused = False
         self.unsent = 0
-        self.timeout_keep_alive_task: object | None = None
+        self.idle = False
         self.received = 0
         self.seen: Any = None
         self.aborted = False
@@ -262,6 +261,6 @@ def test_requests_that_come_and_go_are_never_the_same() -> None:
 
 def test_between_two_requests_there_is_no_limit_of_ours() -> None:
     def change(thing: Thing, second: int) -> None:
-        thing.timeout_keep_alive_task = thing
+        thing.idle = True
 
     assert survives(change, 1000)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
+from ..protocol import AppendRequest
+from .base import AppendResult
 from .errors import StoreFailedError
+
+#: Is given what came of an append.
+Appending: TypeAlias = Callable[[AppendResult | Exception], None]
 
 
 class Histogram:
@@ -81,4 +86,16 @@ class FailingStore(Protocol):
 
     async def wait_failed(self) -> StoreFailedError:
         """Wait until it stops by itself."""
+        ...
+
+
+@runtime_checkable
+class PromptStore(Protocol):
+    """Appends without a task that waits. For our own runner, which then needs none for the request."""
+
+    def append_soon(self, r: AppendRequest, now: float, done: Appending) -> None:
+        """Do what `Store.append` does, and call `done` on the event loop with what that would return or raise.
+
+        It may be called before this returns. What can be raised at once may be raised here.
+        """
         ...

@@ -23,7 +23,7 @@ from ..creation import Birth, decide_birth, decide_repetition
 from ..offsets import Offset
 from ..protocol import AppendRequest, Commit, Duplicate, Payload, ProducerState, Refused, decide
 from ..subscriptions.records import MemoryRecords
-from .abilities import StoreFigures
+from .abilities import Appending, StoreFigures
 from .base import (
     Appended,
     AppendResult,
@@ -100,6 +100,13 @@ class MemoryStore(MemoryRecords):
 
     async def append(self, r: AppendRequest, now: float) -> AppendResult:
         """Append and close, see `Store.append`."""
+        return self._append(r, now)
+
+    def append_soon(self, r: AppendRequest, now: float, done: Appending) -> None:
+        """Append and close, see `PromptStore`."""
+        done(self._append(r, now))
+
+    def _append(self, r: AppendRequest, now: float) -> AppendResult:
         stream = self._find(r.path, now)
         if stream is None:
             return decide(None, None, r)  # type: ignore[return-value]  # without a stream nothing is committed

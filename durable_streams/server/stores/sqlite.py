@@ -39,7 +39,7 @@ from ...errors import AlreadyClosedError
 from ..creation import CreateRequest
 from ..offsets import Offset
 from ..protocol import AppendRequest, Payload
-from .abilities import StoreFigures
+from .abilities import Appending, StoreFigures
 from .base import AppendResult, BadOffset, CreateResult, DeleteResult, Gone, Missing, StreamInfo, StreamRef
 from .errors import StoreFailedError
 from .reports import ProducerReport, StoreReport, StreamReport
@@ -196,6 +196,11 @@ class SQLiteStore(SubscriptionTables):
         """Append and close, see `Store.append`."""
         size = len(r.payload.data) if isinstance(r.payload, Payload) else 0
         return await self._current().writer.submit(lambda ledger: ledger.append(r, now), size)
+
+    def append_soon(self, r: AppendRequest, now: float, done: Appending) -> None:
+        """Append and close, see `PromptStore`."""
+        size = len(r.payload.data) if isinstance(r.payload, Payload) else 0
+        self._current().writer.submit_soon(lambda ledger: ledger.append(r, now), size, lambda job: done(job.outcome()))
 
     async def delete(self, path: str, now: float) -> DeleteResult:
         """Delete a stream, see `Store.delete`."""

@@ -72,13 +72,11 @@ class Job(Generic[T]):
         self.size: int = size
         self.finish: Callable[[Job[T]], None] = finish
         self.result: T | None = None
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
 
-    def outcome(self) -> T:
-        """What came of it: the result, or the error is raised."""
-        if self.error is not None:
-            raise self.error
-        return cast("T", self.result)
+    def outcome(self) -> T | Exception:
+        """What came of it."""
+        return cast("T", self.result) if self.error is None else self.error
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +179,9 @@ class Writer:
         done = anyio.Event()
         job = self.submit_soon(call, size, lambda job: done.set())
         await done.wait()
-        return job.outcome()
+        if job.error is not None:
+            raise job.error
+        return cast("T", job.result)
 
     def submit_soon(self, call: Callable[[Ledger], T], size: int, finish: Callable[[Job[T]], None]) -> Job[T]:
         """The same without waiting: `finish` is called in the end, see `Job`."""
