@@ -10,6 +10,7 @@ import subprocess
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +126,9 @@ class TypeScriptClient:
         self._reader.join(PATIENCE)
 
 
-@pytest.fixture(scope="session")
-def ts_client(node_command: str) -> Iterator[TypeScriptClient]:
-    """The official TypeScript client, for the whole session."""
-    command = [node_command, str(HERE / "ts_client.mjs")]
+@contextmanager
+def typescript(node_command: str, program: str) -> Iterator[TypeScriptClient]:
+    command = [node_command, str(HERE / program)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         client = TypeScriptClient(process)
         yield client
@@ -136,6 +136,20 @@ def ts_client(node_command: str) -> Iterator[TypeScriptClient]:
         process.stdin.close()
         process.wait(PATIENCE)
         client.join()
+
+
+@pytest.fixture(scope="session")
+def ts_client(node_command: str) -> Iterator[TypeScriptClient]:
+    """The official TypeScript client, for the whole session."""
+    with typescript(node_command, "ts_client.mjs") as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def ts_s2(node_command: str) -> Iterator[TypeScriptClient]:
+    """S2's official TypeScript SDK with its patterns, for the whole session; see `ts_s2.mjs` for its commands."""
+    with typescript(node_command, "ts_s2.mjs") as client:
+        yield client
 
 
 @pytest.fixture(scope="session")
