@@ -248,7 +248,8 @@ def _judge(call: Call, service: Service, status: int, headers: Mapping[str, str]
     if not failed:
         return Reply(status, headers, data, effect=not call.reads)
     redact = service.redact if call.context is None else call.context.redact
-    raise error_from_reply(status, headers, redact(data))
+    shown = {name: redact(value.encode()).decode() for name, value in headers.items()}
+    raise error_from_reply(status, shown, redact(data))
 
 
 def _raise_unreadable(error: ParseError | NetworkError | S2ProtocolError, status: int) -> NoReturn:

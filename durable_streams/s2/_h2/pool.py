@@ -278,7 +278,8 @@ class H2Pool:
         protocol = await wire.wrap(self._ssl_context, origin.host)
         if protocol != "h2":
             raise S2ConnectionError(
-                f"{origin}: the server does not offer HTTP/2 (ALPN chose {protocol or 'nothing'})",
+                f"{origin}: the server does not offer HTTP/2 (ALPN chose {protocol or 'nothing'}): "
+                'use transport="http"',
                 phase="connect",
                 retryable=False,
             )

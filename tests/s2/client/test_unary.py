@@ -389,18 +389,40 @@ async def test_a_batch_that_is_too_large_on_the_wire_is_refused_before_it_is_sen
         assert server.requests == []
 
 
+async def test_raw_json_refuses_what_is_no_text_before_it_is_sent() -> None:
+    async with serving() as (server, client, _):
+        raw = client.basin("my-basin-01").stream("s", encoding="raw")
+        with pytest.raises(InvalidArgumentError, match="not UTF-8"):
+            await raw.append(["text", b"\xff"])
+
+        assert server.requests == []
+
+
+async def test_the_limit_on_the_wire_is_exact_for_protobuf() -> None:
+    tiny = AppendRecord(b"", [(b"k", b"v")] * 262_142)
+    assert tiny.metered_bytes == 1 << 20
+    async with serving(ACK) as (server, _, stream):
+        await stream.append(tiny)
+        with pytest.raises(InvalidArgumentError, match="too large: 20971"):
+            await stream.append(tiny, fencing_token="t" * 20)
+
+        (request,) = server.requests
+        assert len(request.body) == 2_097_140
+
+
 # -- Secrets and closing ---------------------------------------------------------------------------------------
 
 
 async def test_secrets_are_in_no_error_log_or_repr(caplog: pytest.LogCaptureFixture) -> None:
     key = bytes(range(100, 132))
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "durable_streams")
     async with ScriptedServer() as server:
         client = S2(TOKEN, endpoints=server.url, retry=QUICK)
         stream = client.basin("my-basin-01").stream("s", encryption_key=key)
 
         async def echo(request: Any) -> Reply:
-            return Reply(503, body=json.dumps(dict(request.headers)).encode())
+            echoed = {f"x-{name}": value for name, value in request.headers.items()}
+            return Reply(503, echoed, json.dumps(dict(request.headers)).encode())
 
         server._handler = echo
         with pytest.raises(S2ServerError) as caught:
