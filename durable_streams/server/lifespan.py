@@ -17,7 +17,6 @@ from anyio.abc import TaskStatus
 
 from .requests import Receive, Send
 from .stores.abilities import FailingStore
-from .stores.errors import StoreFailedError
 
 if TYPE_CHECKING:
     from .http import DurableStreamsApp
@@ -91,9 +90,10 @@ class _Keeper:
     async def watch_store(self) -> None:
         store = self._app.store
         if isinstance(store, FailingStore):
+            failure: Exception
             try:
                 failure = await store.wait_failed()
-            except StoreFailedError as error:  # it has failed already
+            except Exception as error:  # it has failed already, or cannot even tell
                 failure = error
             logger.critical("the store has failed, so the server ends: %s", failure)
             self._fail(failure)

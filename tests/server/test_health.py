@@ -3,6 +3,8 @@
 import sqlite3
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from durable_streams.server import (
+    CreateRequest,
     DurableStreamsApp,
     Histogram,
     MemoryStore,
+    Server,
     SQLiteStore,
     StoreFailedError,
     StoreFigures,
@@ -33,7 +37,10 @@ class Breakable(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.failure: StoreFailedError | None = None
+
+    async def __aenter__(self) -> "Breakable":
         self._failed = anyio.Event()
+        return await super().__aenter__()
 
     def fail(self) -> None:
         self.failure = StoreFailedError("the disk is full")
@@ -277,3 +284,64 @@ async def test_without_prometheus_client_the_error_names_the_extra() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "metrics need prometheus-client: pip install 'durable-streams-anyio[server]'\n"
+
+
+# The end of a server whose store has failed
+
+
+class FailsAtOnce(Breakable):
+    """Fails when the second stream is made."""
+
+    async def create(self, r: CreateRequest, now: float) -> Any:
+        if self.count_streams():
+            self.fail()
+            raise StoreFailedError("the disk is full")
+        return await super().create(r, now)
+
+
+@pytest.mark.parametrize("mounted", [False, True])
+async def test_a_server_whose_store_fails_answers_and_ends_by_itself(mounted: bool) -> None:
+    streams = DurableStreamsApp(FailsAtOnce())
+    ended = threading.Event()
+    failures: list[BaseException] = []
+
+    async def outer(scope: Any, receive: Any, send: Any) -> None:
+        await streams(scope, receive, send)
+
+    server = Server(outer if mounted else streams)
+    started = threading.Event()
+
+    def serve() -> None:
+        try:
+            server.serve_forever(started.set)
+        except BaseException as error:
+            failures.append(error)
+        ended.set()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    assert await anyio.to_thread.run_sync(started.wait, 10)
+
+    async with await anyio.connect_tcp("127.0.0.1", int(server.base_url.rpartition(":")[2])) as stream:
+        create = b"PUT /v1/stream/%b HTTP/1.1\r\nHost: s\r\nContent-Length: 0\r\n\r\n"
+        with anyio.fail_after(10):
+            await stream.send(create % b"x")
+            assert (await stream.receive()).startswith(b"HTTP/1.1 201 ")
+            await stream.send(create % b"y")
+            assert (await stream.receive()).startswith(b"HTTP/1.1 500 ")
+    assert await anyio.to_thread.run_sync(ended.wait, 10), "the server goes on"
+    thread.join()
+    assert [type(failure) for failure in failures] == [StoreFailedError]
+
+
+async def test_who_holds_a_server_in_a_block_hears_of_its_failure() -> None:
+    with pytest.raises(StoreFailedError, match="the disk is full"):
+        async with (
+            Server(FailsAtOnce()) as server,
+            await anyio.connect_tcp("127.0.0.1", int(server.base_url.rpartition(":")[2])) as stream,
+        ):
+            create = b"PUT /v1/stream/%b HTTP/1.1\r\nHost: s\r\nContent-Length: 0\r\n\r\n"
+            await stream.send(create % b"x" + create % b"y")
+            with anyio.fail_after(10), suppress(anyio.EndOfStream):
+                while True:
+                    await stream.receive()
