@@ -62,6 +62,7 @@ class AppOptions(TypedDict, total=False):
     sse_keep_alive: float
     max_append_bytes: int
     page_bytes: int
+    annotate_state_offsets: bool
     max_requests: int | None
     max_streams: int | None
     max_readers_per_stream: int | None
@@ -105,6 +106,8 @@ class DurableStreamsApp:
         max_append_bytes: Largest body of PUT and POST.
         page_bytes: Largest answer to a read, except for a single larger JSON message. Keep it large: clients exist
             that take the first page for the whole stream. A reader asks for smaller ones with `Prefer`.
+        annotate_state_offsets: Whether messages of JSON streams that look like State Protocol's are read with the
+            offset after them in `headers.offset`, whatever was written there. Each page is then built in memory.
         max_requests: How many requests may be in progress, waiting readers included; more get 503. This and what
             follows is without limit if None.
         max_streams: How many streams there may be; who creates one more gets 429.
@@ -157,6 +160,7 @@ class DurableStreamsApp:
         sse_keep_alive: float = 15.0,
         max_append_bytes: int = 16 * 1024 * 1024,
         page_bytes: int = 64 * 1024 * 1024,
+        annotate_state_offsets: bool = False,
         max_requests: int | None = None,
         max_streams: int | None = None,
         max_readers_per_stream: int | None = None,
@@ -205,6 +209,7 @@ class DurableStreamsApp:
         self.sse_keep_alive = sse_keep_alive
         self.max_append_bytes = max_append_bytes
         self.page_bytes = page_bytes
+        self.annotate_state_offsets = annotate_state_offsets
         self.cache_visibility = cache_visibility
         self.sweep_interval = sweep_interval
         self.clock = clock

@@ -21,6 +21,7 @@ from .responses import (
     next_offset,
     refusal,
 )
+from .state_offsets import annotate_page
 from .stores.base import BadOffset, Gone, Missing, StorePage, StreamInfo
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ async def open_page(app: DurableStreamsApp, read: Read, max_bytes: int) -> Store
     if isinstance(page, Missing | Gone):
         raise refusal(page)
     app.store.touch(read.info.ref, app.clock())
-    return page
+    return await annotate_page(page) if app.annotate_state_offsets and read.json and page.size else page
 
 
 def page_headers(

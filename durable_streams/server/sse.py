@@ -29,6 +29,7 @@ from .offsets import Offset, format_offset
 from .pages import Read
 from .requests import Call
 from .responses import CONTENT_TYPE, NO_CACHE, SSE_BASE64, Headers, Rejection, refusal
+from .state_offsets import annotate
 from .stores.base import BadOffset, Gone, Missing, StorePage, StreamInfo, Watch
 from .waiting import attached, time_left, while_connected
 
@@ -153,6 +154,8 @@ class StreamEvents:
         payload = b"".join(pieces)
         end, closed = page.end, page.closed and page.end == page.tail
         if self._json and payload:
+            if self._app.annotate_state_offsets:
+                payload = annotate(payload, page.start)
             payload = b"[" + payload[:-1] + b"]"
         elif self._text:
             if payload.startswith(b"\n") and await self._is_after_cr(page.start):
