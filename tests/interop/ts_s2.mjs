@@ -107,12 +107,15 @@ const commands = {
     return { start: start.seqNum, end: end.seqNum, tail: tail.seqNum }
   },
 
+  // With compression one after the other: their compressor is asynchronous, and smaller batches overtake larger ones.
   async append_session({ batches, ...where }) {
     const session = await streamOf(where).appendSession()
     const tickets = []
     for (const batch of batches) {
       const records = batch.map((body) => AppendRecord.bytes({ body: bytes(body) }))
-      tickets.push(await session.submit(AppendInput.create(records)))
+      const ticket = await session.submit(AppendInput.create(records))
+      tickets.push(ticket)
+      if (where.compression && where.compression !== "none") await ticket.ack()
     }
     const ends = []
     for (const ticket of tickets) ends.push((await ticket.ack()).end.seqNum)
