@@ -40,12 +40,21 @@ _COPIED = 16 * 1024
 # A request whose length has more digits starts before its body is there.
 _SMALL_DIGITS = 4
 _NO_HEADERS: Headers = []
+_METHODS = {method.encode(): method for method in ("POST", "GET", "PUT", "HEAD", "DELETE", "OPTIONS")}
 
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _BAD_REQUEST = (
     b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\ncache-control: no-store\r\n"
     b"content-length: 31\r\nconnection: close\r\n\r\nInvalid HTTP request received.\n"
 )
+
+
+async def _receive_nothing() -> Message:
+    raise NotImplementedError
+
+
+async def _send_nothing(message: Message) -> None:
+    raise NotImplementedError
 
 
 class Exchange(Call):
@@ -83,15 +92,16 @@ class Exchange(Call):
         self,
         connection: Connection,
         scope: Scope,
+        headers: dict[bytes, bytes],
         common: Headers,
         *,
         keep_alive: bool,
-        is_long: bool,
-        expects_continue: bool,
     ) -> None:
-        super().__init__(scope, self.receive, self.send, common)
+        # Its own methods would be a circle, which only the garbage collector could take away.
+        super().__init__(scope, _receive_nothing, _send_nothing, common)
+        self.headers = headers
         self._connection = connection
-        self._expects_continue = expects_continue
+        self._expects_continue = b"expect" in headers and headers[b"expect"].lower() == b"100-continue"
         self._pieces: list[bytes] = []
         self._size = 0
         self._news = False
@@ -101,7 +111,11 @@ class Exchange(Call):
         self._chunked = False
         self._left: int | None = None  # of the announced length of the answer
         self.begun: bool = False
-        self.is_long: bool = is_long
+        self.is_long: bool = (
+            len(headers.get(CONTENT_LENGTH, b"")) > _SMALL_DIGITS
+            or b"transfer-encoding" in headers
+            or self._expects_continue
+        )
         self.more_body: bool = True
         self.keep_alive: bool = keep_alive
         self.response_complete: bool = False
@@ -115,25 +129,30 @@ class Exchange(Call):
         self._size += len(data)
         if self._size > _HIGH_WATER:
             self._connection.pause_reading()
-        self._tell()
+        self._news = True
+        if self._waiter is not None:
+            self._wake(self._waiter)
 
     def end_body(self) -> None:
         """The body is complete."""
         self.more_body = False
-        self._tell()
+        self._news = True
+        if self._waiter is not None:
+            self._wake(self._waiter)
 
     def disconnect(self) -> None:
         """The client is gone."""
         self.disconnected = True
-        self._tell()
+        self._news = True
+        if self._waiter is not None:
+            self._wake(self._waiter)
         on_disconnect, self._on_disconnect = self._on_disconnect, None
         if on_disconnect is not None:
             on_disconnect()
 
-    def _tell(self) -> None:
-        self._news = True
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
+    def _wake(self, waiter: asyncio.Future[None]) -> None:
+        self._waiter = None
+        if not waiter.done():
             waiter.set_result(None)
 
     async def _listen(self) -> None:
@@ -149,6 +168,10 @@ class Exchange(Call):
         self._news = False
 
     # --- as the application's call
+
+    async def receive_message(self) -> Message:
+        """The next message of ASGI."""
+        return await self.receive()
 
     def on_disconnect(self, call: Callable[[], None]) -> bool:
         """Have something called when the client goes away, see `Call`."""
@@ -261,7 +284,9 @@ class Exchange(Call):
             transport.write(head + body + end)
         if not more:
             self.response_complete = True
-            self._tell()
+            self._news = True
+            if self._waiter is not None:
+                self._wake(self._waiter)
             self._connection.answered(self)
 
     # --- as ASGI, for other applications
@@ -307,11 +332,9 @@ class Connection(asyncio.Protocol):
         "_app_state",
         "_config",
         "_drained",
-        "_expects_continue",
         "_headers",
         "_idle_since",
         "_incoming",
-        "_is_long",
         "_parser",
         "_state",
         "_timer",
@@ -347,7 +370,6 @@ class Connection(asyncio.Protocol):
         self._parser: Any = httptools.HttpRequestParser(self)
         self._url = b""
         self._headers: Headers = []
-        self._is_long = self._expects_continue = False
         self._useful = 0  # of `received`: up to the last headers or body
         self._incoming: Exchange | None = None  # the request that is being received
         self._waiting: list[Exchange] = []  # those whose turn has not come
@@ -451,7 +473,6 @@ class Connection(asyncio.Protocol):
         """A request begins."""
         self._url = b""
         self._headers = []
-        self._is_long = self._expects_continue = False
 
     def on_url(self, url: bytes) -> None:
         """A piece of its target."""
@@ -459,19 +480,12 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header."""
-        name = name.lower()
-        if name == b"content-length":
-            self._is_long = self._is_long or len(value) > _SMALL_DIGITS
-        elif name == b"transfer-encoding":
-            self._is_long = True
-        elif name == b"expect" and value.lower() == b"100-continue":
-            self._is_long = self._expects_continue = True
-        self._headers.append((name, value))
+        self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """The headers are complete: from now on it is an exchange."""
         parser, url, direct = self._parser, self._url, self._config.direct
-        version = parser.get_http_version()
+        version, method, headers = parser.get_http_version(), parser.get_method(), self._headers
         self._useful = self.received
         if url[:1] == b"/" and b"#" not in url:
             raw_path, _, query = url.partition(b"?")
@@ -481,20 +495,15 @@ class Connection(asyncio.Protocol):
         scope = {
             "type": "http",
             "http_version": version,
-            "method": parser.get_method().decode("ascii"),
+            "method": _METHODS.get(method) or method.decode("ascii"),
             "raw_path": raw_path,
             "query_string": query,
             "root_path": "",
-            "headers": self._headers,
+            "headers": headers,
         }
-        exchange = self._incoming = Exchange(
-            self,
-            scope,
-            _NO_HEADERS if direct is None else direct.common,
-            keep_alive=version != "1.0" and parser.should_keep_alive(),
-            is_long=self._is_long,
-            expects_continue=self._expects_continue,
-        )
+        common = _NO_HEADERS if direct is None else direct.common
+        keep_alive = version != "1.0" and parser.should_keep_alive()
+        exchange = self._incoming = Exchange(self, scope, dict(headers), common, keep_alive=keep_alive)
         if self.cycle is None or self.cycle.response_complete:
             self.cycle = exchange
         else:

@@ -22,6 +22,8 @@ _TOKEN = re.compile(r"[0-9]{16}_[0-9]{16}")
 
 def format_offset(offset: Offset) -> str:
     """The token of an offset, such as `0000000000000000_0000000000000018`."""
+    if offset < _SPAN:
+        return f"0000000000000000_{offset:016}"
     segment, position = divmod(offset, _SPAN)
     return f"{segment:016}_{position:016}"
 

@@ -108,7 +108,9 @@ class Call:
             Rejection: if one that may stand once stands twice, or `Host` is malformed.
         """
         fields = self.scope["headers"]
-        self.headers = headers = dict(fields)
+        headers = self.headers
+        if not headers:
+            self.headers = headers = dict(fields)
         if len(headers) != len(fields):
             headers.clear()
             for name, value in fields:
