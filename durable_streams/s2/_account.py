@@ -150,7 +150,7 @@ class S2:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._service.aclose()
+        await self._service.leave()
 
     async def start(self, task_group: Any) -> None:
         """Run connections in the caller's task group or nursery, instead of `async with`; end with `aclose`.
@@ -165,7 +165,7 @@ class S2:
         self._service.start(task_group)
 
     async def aclose(self) -> None:
-        """Close all connections. Sessions that are still open fail. Idempotent."""
+        """Close all connections. Sessions that are still open fail. Any task may call it. Idempotent."""
         await self._service.aclose()
 
 

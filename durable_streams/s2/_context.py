@@ -113,7 +113,7 @@ class Service:
     # -- Life ----------------------------------------------------------------------------------------------
 
     async def enter(self) -> None:
-        """Own a task group, until `aclose`."""
+        """Own a task group, until `leave`."""
         self._check_startable()
         task_group = anyio.create_task_group()
         await task_group.__aenter__()
@@ -135,18 +135,22 @@ class Service:
             raise S2SessionClosedError("the client was closed")
 
     async def aclose(self) -> None:
-        """Close all connections and end the tasks. Idempotent."""
+        """Close all connections; that ends the tasks. Any task may call it. Idempotent."""
         self.closed = True
         pool, self._pool = self._pool, None
         transport, self._transport = self._transport, None
+        if pool is not None:
+            with anyio.move_on_after(_CLOSE_GRACE, shield=True):
+                await pool.aclose()
+        if transport is not None and self._owns_transport:
+            with anyio.move_on_after(_CLOSE_GRACE, shield=True):
+                await transport.aclose()
+
+    async def leave(self) -> None:
+        """The same, and give up the task group that `enter` has made: for the task that entered."""
         group, self._owned_group = self._owned_group, None
         try:
-            with anyio.move_on_after(_CLOSE_GRACE, shield=True):
-                if pool is not None:
-                    await pool.aclose()
-            with anyio.move_on_after(_CLOSE_GRACE, shield=True):
-                if transport is not None and self._owns_transport:
-                    await transport.aclose()
+            await self.aclose()
         finally:
             if group is not None:
                 group.cancel_scope.cancel()
@@ -188,7 +192,10 @@ class Service:
                 pool = H2Pool(ssl_context=self._ssl_context)
                 await pool.start(self._task_group)
                 self._pool = pool
+                if self.closed:  # meanwhile
+                    await self.aclose()
         self.check_open()
+        assert self._pool is not None
         return self._pool
 
     def picks_s2s(self, url: str) -> bool:
