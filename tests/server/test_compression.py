@@ -5,6 +5,8 @@ import zlib
 
 import anyio
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from durable_streams.server import DurableStreamsApp, Server, SQLiteStore
 from durable_streams.server.compression import MIN_BYTES, WHOLE_BYTES, accepts_gzip, is_compressible
@@ -55,6 +57,14 @@ async def get(client: Client, target: str, accept: str | None = "gzip", **header
 )
 async def test_gzip_is_sent_to_who_takes_it_as_gladly_as_anything(accept: str, expected: bool) -> None:
     assert accepts_gzip(accept.encode()) is expected
+
+
+@given(
+    st.text() | st.lists(st.sampled_from(["gzip", "*", "identity", ";", "q=", "0", "1", ".5", ",", " "])).map("".join)
+)
+def test_any_header_is_understood_somehow(accept: str) -> None:
+    understood = accepts_gzip(accept.encode("latin-1", "replace"))
+    assert understood is False or "gzip" in accept.lower() or "*" in accept
 
 
 async def test_text_and_json_of_any_kind_are_worth_compressing() -> None:

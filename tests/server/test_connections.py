@@ -124,6 +124,29 @@ def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(impatient: Server,
         assert len(ends(reader)) < len(body)
 
 
+@pytest.mark.parametrize("target", [b"/v1/stream/x", b"/v1/stream/x?offset=-1&live=sse"])
+def test_a_client_that_takes_nothing_costs_a_bounded_buffer(target: bytes) -> None:
+    """Of 64 MiB the server takes into its hands what the next send holds, and waits."""
+    body = bytes(16 << 20)
+    with Server(max_append_bytes=len(body)) as server:
+        with connect(server) as writer:
+            writer.sendall(PUT % (b"x", len(body), body))
+            assert writer.recv(65536).startswith(b"HTTP/1.1 201 ")
+            for _ in range(3):
+                writer.sendall(PUT.replace(b"PUT", b"POST") % (b"x", len(body), body))
+                assert writer.recv(65536).startswith(b"HTTP/1.1 204 ")
+        with connect(server) as reader:
+            reader.sendall(b"GET %b HTTP/1.1\r\nHost: s\r\n\r\n" % target)
+            assert reader.recv(12) == b"HTTP/1.1 200"
+            assert server._runner is not None
+            held = [-1]
+            while len(held) < 20 or not held[-1] or len(set(held[-20:])) > 1:  # until nothing moves any more
+                connections: Any = server._runner.server_state.connections
+                held.append(sum(connection.transport.get_write_buffer_size() for connection in list(connections)))
+                time.sleep(0.005)
+            assert 0 < held[-1] < 2 << 20
+
+
 def test_a_connection_too_many_is_told_so_and_closed() -> None:
     with Server(max_connections=2) as server:
         with connect(server) as first, connect(server) as second:

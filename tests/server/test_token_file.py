@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from durable_streams.server import AccessRequest, Allow, Deny, TokenFile, TokenFileError
 from durable_streams.server.authorization import Action
@@ -118,6 +120,48 @@ async def test_a_wrong_line_is_named_and_no_token_with_it(tmp_path: Path, line: 
         TokenFile(file)
     assert str(failure.value).startswith(f"{file}:3: ")
     assert "0123456789" not in str(failure.value)
+
+
+@given(st.text(max_size=200) | st.binary(max_size=200))
+def test_any_file_is_either_read_or_an_error_that_names_it(tmp_path_factory: Any, content: str | bytes) -> None:
+    file = tmp_path_factory.getbasetemp() / "fuzzed"
+    file.write_bytes(content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content)
+    try:
+        answer: object = TokenFile(file)(asks("/v1/stream/x", "write"))
+    except TokenFileError as error:
+        answer = str(error)
+    assert answer in (Allow(), Deny(401)) or str(answer).startswith(str(file))
+
+
+WORDS = st.sampled_from(
+    ["anyone", READER, WRITER, "read", "write", "read,write", "/", "/a", "/a/b", "/a/", "#", "x", "\n"]
+)
+
+
+@given(
+    st.lists(WORDS, max_size=20),
+    st.sampled_from(["/a", "/a/b", "/a/b/c", "/b", "/"]),
+    st.sampled_from([READER, WRITER]),
+)
+def test_who_may_do_something_is_named_by_a_line_with_that_right(
+    tmp_path_factory: Any, words: list[str], path: str, token: str
+) -> None:
+    """Against a reading of the file that shares no code with it."""
+    file = tmp_path_factory.getbasetemp() / "worded"
+    file.write_text(" ".join(words))
+    try:
+        tokens = TokenFile(file)
+    except TokenFileError:
+        return
+    lines = [line.split("#")[0].split() for line in " ".join(words).split("\n")]
+    for action in ("read", "write"):
+        allowed = any(
+            line[0] in ("anyone", token) and action in line[1] and (path + "/").startswith(prefix.rstrip("/") + "/")
+            for line in lines
+            if line
+            for prefix in line[2:]
+        )
+        assert (tokens(asks(path, action, token)) == Allow()) is allowed  # type: ignore[arg-type]
 
 
 async def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
