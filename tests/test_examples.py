@@ -271,6 +271,12 @@ def test_typed_messages_of_any_size_go_through_s2(run_s2: Callable[[str], str]) 
         ]
 
 
+def test_messages_go_to_s2_and_back_in_a_loop(run_s2: Callable[[str], str]) -> None:
+    for _ in range(2):
+        shown = re.findall(r"^message (\d) was read after [\d.]+ ms$", run_s2("read_write.py"), re.MULTILINE)
+        assert shown == ["0", "1", "2", "3", "4"]
+
+
 def test_an_answer_goes_to_the_user_and_to_s2(run_s2: Callable[[str], str]) -> None:
     answer = "Once upon a time there was a log. Everybody could read it, and nobody could change it. "
 
