@@ -119,10 +119,10 @@ class S2Fault:
         if self.kind not in _KINDS:
             raise InvalidArgumentError(f"kind must be one of {', '.join(_KINDS)}, got {self.kind!r}")
 
-
-def draining(operation: S2Operation | Literal[""] = "", *, after: int = -1) -> S2Fault:
-    """The fault of a server that is about to stop: 503 `server_draining`."""
-    return S2Fault("refuse", operation, after=after, status=503, code="server_draining")
+    @classmethod
+    def draining(cls, operation: S2Operation | Literal[""] = "", *, after: int = -1) -> S2Fault:
+        """What a server says that is about to stop: 503 `server_draining`."""
+        return cls("refuse", operation, after=after, status=503, code="server_draining")
 
 
 def bad_frame(name: S2BadFrame) -> bytes:

@@ -136,6 +136,7 @@ class Http2(Wire):
     resets: list[int] = field(default_factory=list)
     goaways: list[int] = field(default_factory=list)
     ended: bool = False
+    held: bytes = b""  # of a frame that is not complete
 
     async def open(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> None:
         self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
@@ -162,15 +163,25 @@ class Http2(Wire):
             await self.stream.send(data)
 
     async def _pump(self) -> None:
-        events = self.h2.receive_data(await self.stream.receive())
-        for event in events:
-            if isinstance(event, h2.events.ConnectionTerminated):
-                self.goaways.append(event.last_stream_id or 0)
-            elif isinstance(event, h2.events.StreamReset):
+        data = self._without_goaways(await self.stream.receive())
+        for event in self.h2.receive_data(data):
+            if isinstance(event, h2.events.StreamReset):
                 self.resets.append(int(event.error_code or 0))
             else:
                 self.events.append(event)
         await self._flush()
+
+    def _without_goaways(self, data: bytes) -> bytes:
+        """Whole frames but GOAWAY, which would make h2 refuse everything behind it. They are noted."""
+        self.held += data
+        kept = b""
+        while len(self.held) >= 9 and len(self.held) >= (size := 9 + int.from_bytes(self.held[:3], "big")):
+            frame, self.held = self.held[:size], self.held[size:]
+            if frame[3] == 7:
+                self.goaways.append(int.from_bytes(frame[9:13], "big"))
+            else:
+                kept += frame
+        return kept
 
     async def head(self) -> int:
         while not self.status:
