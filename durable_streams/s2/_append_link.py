@@ -15,7 +15,7 @@ from .._transport.base import Timeouts
 from ._append_core import Entry
 from ._context import StreamContext
 from ._frames import Frame, FrameDecoder, Terminal, encode_frame_of
-from ._proto import decode_append_ack, encode_append, encode_append_input, record_prefix
+from ._proto import decode_append_ack, encode_append_input, input_pieces
 from ._unary import PROTOBUF, Call, attempt
 from ._values import AppendAck, AppendInput
 from .errors import S2Error, S2ProtocolError, S2ServerError, error_from_reply
@@ -105,14 +105,7 @@ def encode_input(context: StreamContext, batch: AppendInput) -> bytes:
     Raises:
         InvalidArgumentError: if it is larger than a frame can be, though it keeps the limit of metered bytes.
     """
-    pieces: list[bytes] = []
-    add = pieces.append
-    for record in batch.records:
-        add(record_prefix(record))
-        add(record.body)
-    if batch.match_seq_num is not None or batch.fencing_token is not None:
-        add(encode_append((), batch.match_seq_num, batch.fencing_token))
-    return encode_frame_of(pieces, context.compression)
+    return encode_frame_of(input_pieces(batch), context.compression)
 
 
 async def session_headers(context: StreamContext, stream_config: str | None) -> dict[str, str]:

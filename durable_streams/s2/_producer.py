@@ -230,8 +230,19 @@ class Producer:
             S2SessionClosedError: the producer was closed.
             S2Error: what ended the producer.
         """
-        if not self._line and not self._yield and (ticket := self._add(record)) is not None:
-            return ticket
+        if type(record) is AppendRecord and not record.headers and not self._line:
+            size = 8 + len(record.body)
+            if size <= self._room:
+                # The hot path: the open batch has room, so nothing needs to be asked.
+                self._room -= size
+                records = self._records
+                ticket = RecordTicket(self._ticket, len(records))
+                records.append(record)
+                if len(records) >= self._max_records:
+                    self._seal()
+                return ticket
+        if not self._line and not self._yield and (slow := self._add(record)) is not None:
+            return slow
         return await self._submit_slowly(record)
 
     async def _submit_slowly(self, record: RecordLike) -> RecordTicket:
@@ -266,16 +277,6 @@ class Producer:
 
     def _add(self, record: RecordLike) -> RecordTicket | None:
         """Put a record into the open batch, or a new one; None if there is no room."""
-        if type(record) is AppendRecord:
-            size = 8 + len(record.body) if not record.headers else record.metered_bytes
-            if size <= self._room:
-                self._room -= size
-                records = self._records
-                ticket = RecordTicket(self._ticket, len(records))
-                records.append(record)
-                if len(records) >= self._max_records:
-                    self._seal()
-                return ticket
         self._check_usable()
         checked, size = check_record(record, self._max_bytes)
         if size > self._room:
@@ -333,16 +334,15 @@ class Producer:
     def _seal(self) -> None:
         """The open batch is complete: hand it over, or queue it if there is no room."""
         records, self._records = self._records, []
-        self._room = -1
+        size, self._room = self._max_bytes - self._room, -1
         if not records:
             return
         self._yield = True
         self._ticket.count = len(records)
         self._complete.append((records, self._ticket))
-        if len(self._complete) == 1 and self._ended is not None and not self._ended.is_set():
-            size = sum(map(_metered, records))
-            if self.session.has_room(size):
-                self._hand_over_nowait()
+        running = self._ended is not None and not self._ended.is_set()
+        if running and len(self._complete) == 1 and self.session.has_room(size):
+            self._hand_over_nowait()
         if self._complete:
             self._poke()
 
@@ -450,7 +450,3 @@ class Producer:
     def __repr__(self) -> str:
         state = "failed" if self._failure else "closed" if self._closing else "open"
         return f"<Producer {state}, {len(self._records)} records open, over {self.session!r}>"
-
-
-def _metered(record: AppendRecord) -> int:
-    return 8 + len(record.body) if not record.headers else record.metered_bytes

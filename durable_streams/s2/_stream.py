@@ -424,8 +424,10 @@ def append_input(
         if match_seq_num is not None or fencing_token is not None:
             raise InvalidArgumentError("give conditions in AppendInput or as arguments, not both")
         return records
-    several = [records] if isinstance(records, AppendRecord | str | bytes) else records
-    return AppendInput([append_record(record) for record in several], match_seq_num, fencing_token)
+    several: list[Any] = [records] if isinstance(records, AppendRecord | str | bytes) else list(records)
+    if set(map(type, several)) != {AppendRecord}:
+        several = [append_record(record) for record in several]
+    return AppendInput(several, match_seq_num, fencing_token)
 
 
 def append_record(record: Any) -> AppendRecord:

@@ -305,6 +305,7 @@ class TailOffset:
 ReadStart = SeqNum | Timestamp | TailOffset
 
 _body_of = attrgetter("body")
+_headers_of = attrgetter("headers")
 
 
 def metered_bytes(
@@ -319,9 +320,8 @@ def metered_bytes(
         return records.metered_bytes
     several: Sequence[AppendRecord | SequencedRecord] = records if isinstance(records, list | tuple) else list(records)
     total = 8 * len(several) + sum(map(len, map(_body_of, several)))
-    for record in several:
-        if record.headers:
-            total += _metered(b"", record.headers) - 8
+    if any(map(_headers_of, several)):
+        total += sum(_metered(b"", record.headers) - 8 for record in several if record.headers)
     return total
 
 
