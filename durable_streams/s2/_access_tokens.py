@@ -229,7 +229,7 @@ def token_info(document: Any) -> AccessTokenInfo:
     scope = _infos.json_object("scope", fields.get("scope") or {})
     groups = scope.get("op_groups")
     ops = scope.get("ops") or []
-    if not isinstance(ops, list) or not all(isinstance(op, str) for op in ops):
+    if not isinstance(ops, list) or not all(isinstance(op, str) and op for op in ops):
         raise S2ProtocolError("the answer's ops is no list of names")
     return AccessTokenInfo(
         id=_infos.text(fields, "id"),

@@ -204,7 +204,8 @@ def _words(fields: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    infinite = isinstance(value, float) and not math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or infinite:
         raise S2ProtocolError(f"the answer has {str(value)[:100]!r} where a number belongs")
     return value
 
