@@ -505,9 +505,7 @@ class Connection:
         elif not frame.data and not self._allowance.spend():
             raise FrameError(ErrorCode.ENHANCE_YOUR_CALM, "a flood of empty frames")
         if stream is None:
-            self._known(stream_id)
-            if not self._allowance.spend():
-                raise FrameError(ErrorCode.ENHANCE_YOUR_CALM, "a flood of data on streams that are over")
+            self._known(stream_id)  # given up here, and the peer did not know yet
             return
         if not stream.window.take(length):
             self._offend(stream_id, ErrorCode.FLOW_CONTROL_ERROR, "more data than the stream's window", events)

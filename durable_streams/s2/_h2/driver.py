@@ -36,6 +36,8 @@ JOINED: Final = 64 << 10
 QUIET: Final = 1.0
 #: ...and it is dropped if a PING is not answered within so many.
 PROBE: Final = 5.0
+#: When nothing can be written any more, what the server said before is waited for so many seconds.
+LAST_WORDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +342,7 @@ class H2Connection:
         self._write = anyio.Event()
         self._scope = anyio.CancelScope()
         self._fault: Fault | None = None
+        self._mute: OSError | None = None  # why nothing can be written any more
         self._farewell = ""
         self._heard = anyio.current_time()
         self.retired = False
@@ -355,7 +358,7 @@ class H2Connection:
     @property
     def alive(self) -> bool:
         """Whether new streams may ever be opened here."""
-        return self._fault is None and not self.retired and self._core.usable
+        return self._fault is None and self._mute is None and not self.retired and self._core.usable
 
     @property
     def room(self) -> int:
@@ -397,7 +400,7 @@ class H2Connection:
 
     def send(self, stream: Stream, data: bytes | memoryview) -> int:
         """Send what the windows allow, nothing while the socket takes no more; see `Connection.send`."""
-        if self._wire.blocked or self._fault is not None:
+        if self._wire.blocked or self._fault is not None or self._mute is not None:
             return 0
         sent = self._core.send(stream, data)
         if sent:
@@ -464,9 +467,11 @@ class H2Connection:
         """
         self._flush()
         while self._fault is None and not self._core.ready:
+            if self._mute is not None:
+                raise self._mute
             if self._wire.blocked:
                 await self._wire.wait_writable()
-                self._flush()
+                self._wire.flush()
             await self._read_once()
         if self._fault is not None:
             raise OSError(self._fault.reason) from self._fault.cause
@@ -498,7 +503,7 @@ class H2Connection:
         data = self._wire.read()
         if data:
             self._heard = now = anyio.current_time()
-            if self.probe_until != math.inf:
+            if self.probe_until != math.inf and self._mute is None:
                 self.probe_until = math.inf
                 self._changed()
             self._dispatch(self._core.receive(data, now))
@@ -515,22 +520,32 @@ class H2Connection:
                 await self._wire.wait_writable()
                 try:
                     self._wire.flush()
-                except OSError:
-                    return  # the reading side learns why, after what is still to be read
+                except OSError as error:
+                    self._fall_mute(error)
+                    return
                 self._flush()
 
     def _flush(self) -> None:
         """Write what is to be written, as far as the socket takes it; the write loop does the rest."""
         wire, core = self._wire, self._core
+        if self._mute is not None:
+            return
         try:
             while core.unsent and not wire.blocked:
                 wire.write(core.take())
-        except OSError:
-            return  # as above
+        except OSError as error:
+            self._fall_mute(error)
+            return
         if wire.blocked:
             self._write.set()
         elif self._waiting:
             self._tell_room()
+
+    def _fall_mute(self, error: OSError) -> None:
+        """Nothing can be written any more. What the server said before is still to be read, and soon ends."""
+        self._mute = error
+        self.probe_until = anyio.current_time() + LAST_WORDS
+        self._changed()
 
     def _tell_room(self) -> None:
         waiting, self._waiting = self._waiting, set()
@@ -581,9 +596,11 @@ class H2Connection:
             self._flush()
             self._fail(Fault(reason, closed=True))
 
-    def drop(self, reason: str) -> None:
-        """Close the connection now because the peer is not to be relied on; what is still open fails."""
-        self._fail(Fault(reason))
+    def give_up(self) -> None:
+        """Close the connection now because its time for a sign of life is over; what is still open fails."""
+        error = self._mute
+        reason = "the server gives no sign of life" if error is None else f"the connection broke ({error})"
+        self._fail(Fault(reason, cause=error))
 
     def _fail(self, fault: Fault) -> None:
         if self._fault is not None:

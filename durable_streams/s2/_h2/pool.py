@@ -318,7 +318,7 @@ class H2Pool:
         for origin, site in list(self._sites.items()):
             for connection in list(site.connections):
                 if connection.probe_until <= now:
-                    connection.drop("the server gives no sign of life")
+                    connection.give_up()
                 elif connection.idle_since + self._idle_timeout <= now:
                     connection.shut("it was idle")
                 if not connection.alive and not connection.streams:

@@ -31,6 +31,8 @@ HEAD_START: Final = 0.25
 _LEAST_READ = 64 << 10
 _MOST_READ = 1 << 20
 _TLS_PLAIN = 256 << 10
+# What a system takes at least in one gathered write (IOV_MAX).
+_MOST_PIECES = 1024
 _IN_PROGRESS = frozenset(
     {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY, getattr(errno, "WSAEWOULDBLOCK", errno.EWOULDBLOCK)}
 )
@@ -57,6 +59,7 @@ class Wire:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._rest: memoryview | bytes = b""
+        self._gathers = hasattr(sock, "sendmsg")  # Windows has it not
         self._read_size = _LEAST_READ
         self._quickack = _QUICKACK if sock.family in (socket.AF_INET, socket.AF_INET6) else None
         # What TLS knows without the socket: bytes that came with the handshake's last, and the peer's farewell.
@@ -137,6 +140,8 @@ class Wire:
         Raises:
             OSError: the connection broke.
         """
+        if self._tls is None and self._gathers and not self._rest and len(pieces) > 1:
+            return self._write_gathered(pieces)
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if self._tls is not None:
             view = memoryview(data)
@@ -144,6 +149,23 @@ class Wire:
                 view = view[self._tls.write(view) :]
             data = self._outgoing.read()
         return self._write_some(data)
+
+    def _write_gathered(self, pieces: Sequence[bytes | memoryview]) -> bool:
+        """The same without making one of the pieces first: the socket takes them as they are."""
+        for start in range(0, len(pieces), _MOST_PIECES):
+            some = pieces[start : start + _MOST_PIECES]
+            try:
+                sent = self._sock.sendmsg(some)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            if sent < sum(map(len, some)):
+                rest = list(pieces[start:])
+                while sent >= len(rest[0]):
+                    sent -= len(rest.pop(0))
+                rest[0] = memoryview(rest[0])[sent:]
+                self._rest = b"".join(rest)
+                return False
+        return True
 
     def flush(self) -> bool:
         """Write what was kept; see `write`."""

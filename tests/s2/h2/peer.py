@@ -93,18 +93,19 @@ class Listener:
     Attributes:
         url: Of the server.
         accepted: How many connections came.
+        peers: The connections that came, without a greeting yet.
     """
 
     def __init__(self, url: str, peers: Any, settings: dict[int, int] | None) -> None:
         self.url = url
         self.settings = settings
         self.accepted = 0
-        self._peers = peers
+        self.peers = peers
 
     async def peer(self, *, greet: bool = True) -> Peer:
         """The next connection."""
         with anyio.fail_after(PATIENCE):
-            peer = Peer(await self._peers.receive(), self.settings)
+            peer = Peer(await self.peers.receive(), self.settings)
         if greet:
             await peer.greet()
         return peer

@@ -767,7 +767,7 @@ def some_floods() -> Iterator[object]:
     yield pytest.param(b"\0\0\x05\x02\0\0\0\0\x09" + bytes(5), id="priority")
     yield pytest.param(b"\0\0\0\xee\0\0\0\0\0", id="unknown")
     yield pytest.param(b"\0\0\0\0\0\0\0\0\x01", id="empty data")
-    yield pytest.param(data(3, b"x"), id="data on what is over")
+    yield pytest.param(b"\0\0\0\0\0\0\0\0\x03", id="empty data on what is over")
     yield pytest.param(answers.head(3), id="headers on what is over")
     yield pytest.param(answers.head(5, "103"), id="informational answers")
     yield pytest.param(frames.goaway_frame(99, 0), id="goaway")
@@ -821,6 +821,19 @@ def test_window_updates_for_what_we_send_are_no_flood() -> None:
         connection.send(stream, bytes(10))
         connection.take()
         connection.receive(frames.window_update_frame(0, 10) + frames.window_update_frame(1, 10), 0.0)
+
+    assert not connection.broken
+
+
+def test_what_is_on_its_way_when_streams_are_given_up_is_no_flood() -> None:
+    connection = Connection(allowance=Allowance(burst=50, per_second=0))
+    connection.receive(HELLO, 0.0)
+    answers = Answers()
+    for _ in range(10):
+        stream = opened(connection)
+        connection.receive(answers.head(stream.id), 0.0)
+        connection.reset(stream)
+        connection.receive(b"".join(data(stream.id, bytes(100)) for _ in range(500)), 0.0)
 
     assert not connection.broken
 

@@ -5,13 +5,14 @@ import math
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import h2.events
+import h2.exceptions
 import h2.settings
 import pytest
 import trio.testing
@@ -882,6 +883,91 @@ async def test_a_cancelled_receive_loses_nothing() -> None:
         assert b"".join(taken) + await body_of(duplex) == b"abc" * 8
 
 
+async def serve_echoes(listener: Listener) -> None:
+    """Answer every request on every connection with its own body."""
+
+    async def serve(peer: Peer) -> None:
+        await peer.greet()
+        try:
+            while True:
+                for event in [*peer.events, *peer.h2.receive_data(await peer.stream.receive())]:
+                    match event:
+                        case h2.events.RequestReceived():
+                            peer.h2.send_headers(event.stream_id, [(":status", "200")])
+                        case h2.events.DataReceived():
+                            peer.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                            with suppress(h2.exceptions.StreamClosedError):
+                                peer.h2.send_data(event.stream_id, event.data)
+                        case h2.events.StreamEnded():
+                            with suppress(h2.exceptions.StreamClosedError):
+                                peer.h2.end_stream(event.stream_id)
+                await peer.flush()
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            return
+
+    async with anyio.create_task_group() as group:
+        while True:
+            group.start_soon(serve, Peer(await listener.peers.receive(), listener.settings))
+
+
+async def exchange(pool: H2Pool, url: str, payload: bytes) -> bytes:
+    duplex = await pool.open("POST", url, {}, body=True, timeouts=LIMITS)
+    answer = b""
+    async with duplex, anyio.create_task_group() as group:
+
+        async def send() -> None:
+            for start in range(0, len(payload), 1500):
+                await duplex.send(payload[start : start + 1500])
+            await duplex.finish()
+
+        group.start_soon(send)
+        await duplex.head()
+        answer = await body_of(duplex)
+    return answer
+
+
+@asynccontextmanager
+async def echoing(settings: dict[int, int] | None = None) -> AsyncIterator[tuple[H2Pool, Listener]]:
+    async with connected(settings) as (pool, listener), anyio.create_task_group() as group:
+        group.start_soon(serve_echoes, listener)
+        yield pool, listener
+        group.cancel_scope.cancel()
+
+
+async def test_cancelling_an_exchange_anywhere_leaves_nothing_behind() -> None:
+    payload = bytes(range(256)) * 20
+    async with echoing({Codes.INITIAL_WINDOW_SIZE: 1000, Codes.MAX_CONCURRENT_STREAMS: 5}) as (pool, listener):
+        for turns in [*range(20), *range(20, 80, 5)]:
+            scopes = [anyio.CancelScope() for _ in range(3)]
+
+            async def cancelled(scope: anyio.CancelScope) -> None:
+                with scope:
+                    await exchange(pool, listener.url, payload)
+
+            async with anyio.create_task_group() as exchanges:
+                for scope in scopes:
+                    exchanges.start_soon(cancelled, scope)
+                for _ in range(turns):
+                    await anyio.lowlevel.checkpoint()
+                for scope in scopes:
+                    scope.cancel()
+            with anyio.fail_after(PATIENCE):
+                assert await exchange(pool, listener.url, payload) == payload
+
+        for connection in connections(pool):
+            assert (connection._streams, connection._core._streams, connection._waiting) == ({}, {}, set())
+
+
+async def test_many_requests_leave_nothing_behind() -> None:
+    async with echoing() as (pool, listener):
+        for _ in range(100):
+            assert await exchange(pool, listener.url, b"x") == b"x"
+
+        [connection] = connections(pool)
+        assert (connection._streams, connection._core._streams, connection._waiting) == ({}, {}, set())
+        assert listener.accepted == 1
+
+
 async def test_a_closed_stream_wakes_who_waits_in_it() -> None:
     async with connected({Codes.INITIAL_WINDOW_SIZE: 0}) as (pool, listener):
         duplex, peer = await first_stream(pool, listener, body=True)
@@ -1053,5 +1139,25 @@ def test_a_connection_that_answers_is_used_again() -> None:
             await anyio.sleep(10)
             await pool.open("GET", listener.url, {}, timeouts=LIMITS)
             assert listener.accepted == 1
+
+    run_in_trios_fast_time(scenario)
+
+
+def test_a_connection_that_cannot_be_written_to_is_heard_to_its_end_and_then_left() -> None:
+    async def scenario() -> None:
+        async with listening() as listener, H2Pool() as pool:
+            duplex, peer = await first_stream(pool, listener, body=True)
+            other = await pool.open("GET", listener.url, {}, timeouts=LIMITS)
+            [connection] = connections(pool)
+            connection._wire._sock.shutdown(socket.SHUT_WR)
+            start = anyio.current_time()
+            await duplex.send(b"into the void")
+            assert connection.room == 0
+            await peer.answer(1, b"last words")
+            assert await body_of(duplex) == b"last words"
+            with pytest.raises(S2ConnectionError, match="the connection broke") as raised:
+                await other.head()
+            assert isinstance(raised.value.__cause__, BrokenPipeError)
+            assert math.isclose(anyio.current_time() - start, 1.0, abs_tol=0.1)
 
     run_in_trios_fast_time(scenario)
