@@ -82,6 +82,11 @@ def _option(name: str, **settings: Any) -> Callable[[F], F]:
     "--request-timeout", metavar="SECONDS", type=_SECONDS, default=20.0, help="How long a request may take to come."
 )
 @_option("--stall-timeout", metavar="SECONDS", type=_SECONDS, default=60.0, help="How long a client may take nothing.")
+@_option(
+    "--annotate-state-offsets",
+    is_flag=True,
+    help="Show messages of the State Protocol with the offset after them, as @durable-streams/state wants it.",
+)
 @_option("--webhooks", is_flag=True, help="Allow subscriptions of type webhook.")
 @_option("--allow-insecure-webhooks", is_flag=True, help="The same, and for development at http://localhost, too.")
 @_option("--metrics/--no-metrics", default=True, help="Answer GET /metrics, for Prometheus.")

@@ -95,6 +95,7 @@ OPTIONS: dict[str, tuple[str, Callable[[Seen], Any], Any, Any]] = {
 #: The same for options without a value, which the environment sets to "true" or "false".
 FLAGS: dict[str, tuple[Callable[[Seen], Any], Any, Any]] = {
     "--no-compression": (of_app("compression"), False, True),
+    "--annotate-state-offsets": (of_app("annotate_state_offsets"), True, False),
     "--webhooks": (lambda seen: seen.app.subscriptions._webhooks is not None, True, False),
     "--allow-insecure-webhooks": (lambda seen: seen.app.subscriptions._allow_insecure, True, False),
     "--no-metrics": (lambda seen: seen.app.metrics is None, True, False),
