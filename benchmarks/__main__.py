@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from tests.interop import node
 
-from . import catch_up, produce, serve, small, start_up
+from . import catch_up, produce, s2_codec, serve, small, start_up
 from ._harness import Bench, Case, measure, table
 
 Row = Callable[[Bench], Iterator[Case]]
@@ -37,6 +37,8 @@ ROWS: dict[str, Row] = {
     "server_idle_readers": serve.idle_readers,
     "server_stalled_readers": serve.stalled_readers,
     "server_scale": serve.scale,
+    "s2_encode": s2_codec.encode,
+    "s2_decode": s2_codec.decode,
     "import": start_up.import_time,
 }
 
