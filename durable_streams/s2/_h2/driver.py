@@ -112,6 +112,11 @@ class Duplex:
     def sent_any(self, value: bool) -> None:
         self._stream.body_left = value
 
+    @property
+    def leaving(self) -> bool:
+        """Whether the server has said GOAWAY: this stream goes on for now, but will be cut some time."""
+        return bool(self._connection.farewell)
+
     # -- The answer ----------------------------------------------------------------------------------------
 
     async def head(self) -> tuple[int, Mapping[str, str]]:
@@ -328,6 +333,7 @@ class H2Connection:
 
     Attributes:
         retired: Whether no new streams are wanted here.
+        farewell: What the server said with GOAWAY, in words to append to others; "" before.
         idle_since: When the last stream was released; infinite while there are streams.
         probe_until: When the connection is dropped unless something is heard; infinite if it is not suspect.
     """
@@ -343,7 +349,7 @@ class H2Connection:
         self._scope = anyio.CancelScope()
         self._fault: Fault | None = None
         self._mute: OSError | None = None  # why nothing can be written any more
-        self._farewell = ""
+        self.farewell = ""
         self._heard = anyio.current_time()
         self.retired = False
         self.idle_since = self._heard
@@ -510,7 +516,7 @@ class H2Connection:
             if self._core.unsent:
                 self._flush()
         elif data is not None:
-            self._fail(Fault(f"the server closed the connection{self._farewell}"))
+            self._fail(Fault(f"the server closed the connection{self.farewell}"))
 
     async def _write_loop(self) -> None:
         while True:
@@ -582,7 +588,7 @@ class H2Connection:
 
     def _on_farewell(self, event: Farewell) -> None:
         words = event.debug.decode("utf-8", "replace")[:200]
-        self._farewell = f" after GOAWAY ({code_name(event.code)}{': ' if words else ''}{words})"
+        self.farewell = f" after GOAWAY ({code_name(event.code)}{': ' if words else ''}{words})"
         if not self._streams:
             self.shut("the server is leaving")
         self._changed()

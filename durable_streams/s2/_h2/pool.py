@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import anyio
 import anyio.abc
+from anyio.lowlevel import RunVar
 
 from ..._transport.base import Timeouts
 from ...errors import InvalidArgumentError
@@ -37,6 +38,7 @@ __all__ = ["DEFAULT_TIMEOUTS", "Duplex", "H2Pool"]
 DEFAULT_TIMEOUTS: Final = Timeouts(connect=3.0, write=None, read=None)
 #: How many places a connection is expected to have, before its server has told (S2 1.3).
 _EXPECTED_STREAMS = 100
+_run: RunVar[object] = RunVar("durable_streams_s2_run")
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -103,6 +105,7 @@ class H2Pool:
         self._task_group: Any = None
         self._own_group: anyio.abc.TaskGroup | None = None
         self._closed = False
+        self._run: object = None
         self._care: anyio.CancelScope | None = None
         self._changed: anyio.Event | None = None
 
@@ -153,6 +156,7 @@ class H2Pool:
         if self._task_group is not None:
             raise RuntimeError("the pool has been started already")
         self._task_group = task_group
+        self._run = _current_run()
         self._care = anyio.CancelScope()
         self._changed = anyio.Event()
         task_group.start_soon(self._caretake)
@@ -195,11 +199,13 @@ class H2Pool:
                 took too long.
             S2SessionClosedError: the pool was closed.
             InvalidArgumentError: HTTP/2 cannot carry this URL or these headers.
-            RuntimeError: the pool was not started.
+            RuntimeError: the pool was not started, or in another run of an event loop.
         """
         origin, path = _parse(url)
         if self._task_group is None:
             raise RuntimeError("the pool was not started: use `async with`")
+        if self._run is not _current_run():
+            raise RuntimeError("the connections belong to another run of an event loop")
         connection: H2Connection | None = None
         with anyio.move_on_after(timeouts.connect):
             connection = await self._connection(origin)
@@ -328,6 +334,16 @@ class H2Pool:
             if not site.connections and not site.dials:
                 del self._sites[origin]
         return due
+
+
+def _current_run() -> object:
+    """An object that is the same for all that runs in one run of one event loop."""
+    try:
+        return _run.get()
+    except LookupError:
+        run = object()
+        _run.set(run)
+        return run
 
 
 def _parse(url: str) -> tuple[Origin, str]:

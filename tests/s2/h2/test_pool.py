@@ -1056,6 +1056,22 @@ async def test_a_task_group_that_is_cancelled_takes_the_pool_with_it() -> None:
                 await pool.open("GET", listener.url, {}, timeouts=LIMITS)
 
 
+def test_a_pool_stays_in_the_run_of_the_loop_it_was_started_in() -> None:
+    pool = H2Pool()
+
+    async def start() -> None:
+        async with anyio.create_task_group() as group:
+            await pool.start(group)
+            group.cancel_scope.cancel()
+
+    async def use() -> None:
+        with pytest.raises(RuntimeError, match="another run"):
+            await pool.open("GET", "http://127.0.0.1", {})
+
+    anyio.run(start)
+    anyio.run(use)
+
+
 async def test_the_bodys_own_exception_leaves_the_block_bare() -> None:
     async with listening() as listener:
         with pytest.raises(KeyError):
