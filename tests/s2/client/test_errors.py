@@ -99,14 +99,14 @@ def test_a_range_error_tells_the_tail() -> None:
         b"x" * 10_000,
     ],
 )
-@pytest.mark.parametrize("status", [400, 412, 416, 500, 503])
-def test_whatever_the_body_is_there_is_an_error_with_the_status(status: int, body: bytes) -> None:
-    error = error_from_reply(status, {}, body)
+def test_whatever_the_body_is_there_is_an_error_with_the_status(body: bytes) -> None:
+    for status in (400, 412, 416, 500, 503):
+        error = error_from_reply(status, {}, body)
 
-    assert error.status == status
-    assert error.code == ("range_not_satisfiable" if status == 416 else "unknown")
-    assert len(str(error)) < 500
-    pickle.dumps(error)
+        assert error.status == status
+        assert error.code == ("range_not_satisfiable" if status == 416 else "unknown")
+        assert len(str(error)) < 500
+        pickle.dumps(error)
 
 
 def test_the_words_of_the_server_are_kept_and_shortened() -> None:
