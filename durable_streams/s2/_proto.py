@@ -174,31 +174,34 @@ def encode_read_batch(batch: ReadBatch) -> bytes:
 # --- Decoding: the general part ---------------------------------------------------------------------------------------
 
 
+#: For the second and later bytes of a varint: how far they are shifted, and what the flags of all before amount to.
+_STEPS = tuple((7 * byte, sum(0x80 << 7 * before for before in range(byte))) for byte in range(1, 10))
+
+
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:
     """A varint and the place after it. Raises IndexError at the end of the data."""
     value = data[at]
+    at += 1
     if value < 0x80:
-        return value, at + 1
-    value &= 0x7F
-    shift = 7
-    while True:
-        at += 1
+        return value, at
+    for shift, flags in _STEPS:
         byte = data[at]
+        at += 1
+        value += byte << shift
         if byte < 0x80:
-            break
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if shift > 63:
-            raise S2ProtocolError("protobuf: a varint has more than ten bytes")
-    value |= byte << shift
-    if value > MAX_U64:
-        raise S2ProtocolError("protobuf: a varint has more than 64 bits")
-    return value, at + 1
+            value -= flags
+            if value > MAX_U64:
+                raise S2ProtocolError("protobuf: a varint has more than 64 bits")
+            return value, at
+    raise S2ProtocolError("protobuf: a varint has more than ten bytes")
 
 
 def _read_span(data: bytes, at: int, end: int) -> tuple[int, int]:
     """First byte and end of a length-delimited field whose length stands here."""
-    size, at = _read_varint(data, at)
+    size = data[at]
+    at += 1
+    if size > 0x7F:
+        size, at = _read_varint(data, at - 1)
     stop = at + size
     if stop > end:
         raise S2ProtocolError(f"protobuf: a field of {size} bytes goes beyond the end of its message")
@@ -233,17 +236,13 @@ def _skip(data: bytes, at: int, end: int) -> int:
         else:
             at += 8 if kind == _FIXED64 else 4
         if at > end:
-            raise S2ProtocolError("protobuf: a field goes beyond the end of its message")
+            raise S2ProtocolError(_OVERRUN)
         if not groups:
             return at
 
 
 def _read_header(data: bytes, at: int, end: int) -> Header:
     """A `Header` message."""
-    if end - at < 0x80 and at + 1 < end and data[at] == 0x0A:  # both lengths have one byte: the usual layout at once
-        name_end = at + 2 + data[at + 1]
-        if name_end + 1 < end and data[name_end] == 0x12 and name_end + 2 + data[name_end + 1] == end:
-            return data[at + 2 : name_end], data[name_end + 2 : end]
     name = value = b""
     while at < end:
         tag = data[at]
@@ -281,6 +280,33 @@ def _read_record(data: bytes, at: int, end: int) -> tuple[SequencedRecord, int]:
         The record, and where the tag of its body stands, if its number is the first field and appears once, and its
         body is the last one. Otherwise 0.
     """
+    # The usual layout, straight on: number, timestamp, headers in the usual layout with short lengths, body.
+    place = at
+    seq_num = timestamp = 0
+    headers: list[Header] = []
+    if place < end and data[place] == 0x08:
+        seq_num, place = _read_varint(data, place + 1)
+        if place < end and data[place] == 0x10:
+            timestamp, place = _read_varint(data, place + 1)
+        while place + 3 < end and data[place] == 0x1A and data[place + 2] == 0x0A:
+            stop = place + 2 + data[place + 1]
+            name_end = place + 4 + data[place + 3]
+            value = name_end + 2
+            if stop - place > 129 or value > stop or stop > end or data[name_end] != 0x12:
+                break
+            if value + data[name_end + 1] != stop:
+                break
+            headers.append((data[place + 4 : name_end], data[value:stop]))
+            place = stop
+        if place + 1 < end and data[place] == 0x22:
+            size, start = _read_varint(data, place + 1)
+            if start + size == end:
+                return _make_record((seq_num, timestamp, data[start:end], tuple(headers))), place
+    return _read_any_record(data, at, end)
+
+
+def _read_any_record(data: bytes, at: int, end: int) -> tuple[SequencedRecord, int]:
+    """The same without the straight way."""
     seq_num = timestamp = 0
     body = b""
     headers: list[Header] = []
@@ -294,15 +320,15 @@ def _read_record(data: bytes, at: int, end: int) -> tuple[SequencedRecord, int]:
             at = stop
             continue
         body_at = 0
-        if tag == 0x08:
+        if tag == 0x1A:
+            at, stop = _read_span(data, at + 1, end)
+            headers.append(_read_header(data, at, stop))
+            at = stop
+        elif tag == 0x08:
             seq_at = at
             seq_num, at = _read_varint(data, at + 1)
         elif tag == 0x10:
             timestamp, at = _read_varint(data, at + 1)
-        elif tag == 0x1A:
-            at, stop = _read_span(data, at + 1, end)
-            headers.append(_read_header(data, at, stop))
-            at = stop
         else:
             at = _skip(data, at, end)
     _check_end(at, end)
@@ -312,9 +338,10 @@ def _read_record(data: bytes, at: int, end: int) -> tuple[SequencedRecord, int]:
 def _check_end(at: int, end: int) -> None:
     """A varint, which carries no length, may have run out of its message into what follows."""
     if at > end:
-        raise S2ProtocolError("protobuf: a field goes beyond the end of its message")
+        raise S2ProtocolError(_OVERRUN)
 
 
+_OVERRUN = "protobuf: a field goes beyond the end of its message"
 _TRUNCATED = "protobuf: the message ends in the middle of a field"
 
 

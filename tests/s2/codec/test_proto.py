@@ -318,3 +318,10 @@ def test_records_beyond_the_kept_prefixes_are_encoded_alike() -> None:
     batch = AppendInput([AppendRecord(bytes(size)) for size in (0, 1, 127, 128, 16_383, 16_384, 900_000)])
 
     assert _proto.encode_append_input(batch) == judge.append_input(batch)
+
+
+def test_a_record_of_many_small_headers_is_read_in_linear_time() -> None:
+    headers = ((b"a", b"b"),) * 100_000
+    batch = ReadBatch((SequencedRecord(1, 2, b"x", headers), SequencedRecord(2, 2, b"y", headers)))
+
+    assert _proto.decode_read_batch(_proto.encode_read_batch(batch)) == batch
