@@ -21,7 +21,9 @@ session looks, before it gives up, at what stands at that place: the batch itsel
 one proves that it was not stored, and never will be.
 
 Connections are made when there is something to write. A loss while nothing is pending is no failure, only the end of a
-connection. Advice to move (S2 4.6) is followed once a minute: finish what is in flight, then continue elsewhere.
+connection. Advice to move (S2 4.6) is followed once a minute: finish what is in flight, then continue elsewhere. A
+farewell (HTTP/2's GOAWAY) is followed in the same way, at any time, once the connection has been of use: whoever stays
+until it is cut has batches in doubt. See `_patience` for what comes then.
 
     state      next                                       left by
     ---------  -----------------------------------------  ----------------------------------------------
@@ -44,6 +46,7 @@ from enum import Enum
 from typing import Generic, TypeVar
 
 from .._core.fresh import fresh
+from ._patience import Patience
 from ._retry import AppendRetryPolicy, Attempts, S2Retry, may_retry
 from ._values import AppendAck, AppendInput
 from .errors import (
@@ -180,6 +183,7 @@ class AppendCore(Generic[T]):
         self.failure: Exception | None = None
         self.last_ack: AppendAck | None = None
         self._attempts = Attempts(retry, policy=self.policy)
+        self._patience = Patience(retry)
         self._pipelined = pipelined
         self._read_back = read_back
         self._reject = reject
@@ -325,6 +329,8 @@ class AppendCore(Generic[T]):
         self.pending_bytes -= entry.batch.metered_bytes
         self.last_ack = ack
         self._attempts.progress()
+        if not self._moving:
+            self._patience.progress()
         return entry
 
     def on_advice(self, now: float) -> bool:
@@ -334,6 +340,14 @@ class AppendCore(Generic[T]):
         if self._advised is not None and now - self._advised < ADVICE_INTERVAL:
             return False
         self._advised = now
+        self._moving = True
+        return True
+
+    def on_farewell(self, now: float) -> bool:
+        """The server will close this connection. True: the session leaves it."""
+        if self.state is not State.OPEN or self._moving or self._last_end is None:
+            return False
+        self._patience.farewell(now)
         self._moving = True
         return True
 
@@ -384,6 +398,10 @@ class AppendCore(Generic[T]):
             return
         if moving and may_retry(error, self.policy, effect_possible=effect_possible):
             self.state = State.IDLE  # On our way to another server, which costs no attempt.
+            return
+        if not effect_possible and (spared := self._patience.delay(error, now, draw)) is not None:
+            self._sleep = Sleep(now + spared, error, 0)
+            self.state = State.PAUSED
             return
         delay = self._attempts.fail(error, draw, effect_possible=effect_possible)
         error.attempts = max(self._attempts.failures, 1)

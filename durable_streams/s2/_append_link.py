@@ -54,6 +54,11 @@ class Duplex(Protocol):
         """Reset the stream unless it has ended."""
         ...
 
+    @property
+    def leaving(self) -> bool:
+        """Whether the server has said GOAWAY: this stream goes on for now."""
+        ...
+
 
 class AppendLink(Protocol):
     """A connection of an append session.
@@ -84,6 +89,11 @@ class AppendLink(Protocol):
 
     async def receive(self) -> list[Arrival] | None:
         """What has come, oldest first; None at the end."""
+        ...
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the server has said that it will close this connection."""
         ...
 
     def all_acknowledged(self) -> None:
@@ -169,6 +179,11 @@ class S2SAppendLink:
         """Whether a byte of a batch has left this machine since all before was acknowledged."""
         return self._duplex is not None and self._duplex.sent_any
 
+    @property
+    def leaving(self) -> bool:
+        """Whether the server has said GOAWAY."""
+        return self._duplex is not None and self._duplex.leaving
+
     async def open(self) -> None:
         """Open a stream on a connection of the pool."""
         context = self._context
@@ -253,6 +268,7 @@ class UnaryAppendLink:
     """
 
     pipelined = False
+    leaving = False
 
     def __init__(self, context: StreamContext, stream_config: str | None) -> None:
         self._context = context

@@ -516,6 +516,8 @@ class AppendSession:
         try:
             while core.state is State.OPEN:
                 began = anyio.current_time()
+                if link.leaving:
+                    core.on_farewell(began)
                 match core.next(began):
                     case Write(entries):
                         await link.send(entries)
@@ -590,7 +592,7 @@ class AppendSession:
                     link.retire()
                     self._poke()
             self._look()
-            if not link.pipelined:
+            if not link.pipelined or (link.leaving and core.on_farewell(now)):
                 self._poke()
 
     def _settle(self, entry: Entry[AppendTicket], ack: AppendAck) -> None:

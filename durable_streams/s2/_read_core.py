@@ -40,6 +40,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from ._append_core import ADVICE_INTERVAL, End, Sleep
+from ._patience import Patience
 from ._reading import ReadOptions
 from ._retry import Attempts, S2Retry
 from ._values import ReadBatch, SeqNum, SequencedRecord, StreamPosition
@@ -114,6 +115,7 @@ class ReadCore:
     def __init__(self, options: ReadOptions, retry: S2Retry, *, unlimited: bool = False) -> None:
         self._options = options
         self._attempts = Attempts(retry, unlimited=unlimited)
+        self._patience = Patience(retry)
         self.next_seq: int | None = None
         self.position: StreamPosition | None = None
         self.tail: StreamPosition | None = None
@@ -223,6 +225,7 @@ class ReadCore:
                 )
             records = self._fit(batch)
         self._attempts.progress()
+        self._patience.progress()
         self._heard = True
         if tail is not None:
             self.tail = tail
@@ -312,8 +315,15 @@ class ReadCore:
             return
         self.state = State.ENDED
 
-    def on_failure(self, error: S2Error, now: float, draw: float) -> None:
-        """The connection could not be made, broke, or was ended by the server with an error."""
+    def on_failure(self, error: S2Error, now: float, draw: float, *, leaving: bool = False) -> None:
+        """The connection could not be made, broke, or was ended by the server with an error.
+
+        Args:
+            error: What happened.
+            now: The time.
+            draw: Uniform number in [0, 1).
+            leaving: Whether the server had said farewell before, see `_patience`.
+        """
         if self.state is State.ENDED:
             return
         error.definite = True  # Reading has no effect.
@@ -326,6 +336,12 @@ class ReadCore:
         )
         if self.used_up or at_tail:
             self.state = State.ENDED
+            return
+        if leaving:
+            self._patience.farewell(now)
+        if (spared := self._patience.delay(error, now, draw)) is not None:
+            self._sleep = Sleep(now + spared, error, 0)
+            self.state = State.PAUSED
             return
         delay = self._attempts.fail(error, draw, effect_possible=False)
         error.attempts = max(self._attempts.failures, 1)

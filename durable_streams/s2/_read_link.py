@@ -74,6 +74,11 @@ class ReadLink(Protocol):
     survives_cancel: bool
     watchdog: float
 
+    @property
+    def leaving(self) -> bool:
+        """Whether the server has said that it will close this connection."""
+        ...
+
     async def open(self) -> None:
         """Send the request and wait until the server has accepted it."""
         ...
@@ -105,6 +110,11 @@ class S2SReadLink:
         self._pool: Any = None
         self._decoder = FrameDecoder()
         self._frames: deque[Frame | Terminal] = deque()
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the server has said GOAWAY."""
+        return self._duplex is not None and self._duplex.leaving
 
     async def open(self) -> None:
         """Send the request; raises the server's error if it refuses."""
@@ -160,6 +170,7 @@ class SSEReadLink:
 
     survives_cancel = False
     watchdog = 1.25
+    leaving = False
 
     def __init__(self, context: StreamContext, stream_config: str | None, connect: Connect, first: ReadOptions) -> None:
         self._context = context

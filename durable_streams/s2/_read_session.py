@@ -321,7 +321,7 @@ class ReadSession:
             link.retire()
         if isinstance(error, S2ProtocolError):
             logger.warning("the server broke the protocol stream=%s error=%s", self._context.stream, error)
-        self._core.on_failure(error, anyio.current_time(), self._context.rng.random())
+        self._core.on_failure(error, anyio.current_time(), self._context.rng.random(), leaving=link.leaving)
 
     def _announce(self, sleep: Sleep) -> None:
         """Tell of a failure that is followed by another try."""

@@ -637,6 +637,59 @@ async def test_advice_is_followed_once_a_minute() -> None:
     assert world.bodies() == [b"0", b"1", b"2", b"3", b"4"]
 
 
+async def test_a_server_that_says_farewell_is_left_with_nothing_in_doubt() -> None:
+    """The next one takes a while to start: connections that are refused meanwhile cost no attempt."""
+    refused = [Plan(refuse=broken("connect", refused=True)) for _ in range(12)]
+    world = World(Plan(leave_at=1), *refused)
+
+    async with AppendSession(world.context(retry=S2Retry(max_attempts=1, append_retry_policy="no_side_effects"))) as s:
+        for number in range(6):
+            await (await s.submit(one(str(number))))
+
+    assert world.bodies() == [b"%d" % n for n in range(6)]
+    assert len(world.connections) == 2
+    assert world.connections[0].finished
+    assert len(world.connections[0].inputs) == 2
+
+
+async def test_an_idle_session_leaves_before_it_writes_again() -> None:
+    world = World()
+
+    async with AppendSession(world.context(retry=STRICT)) as session:
+        await (await session.submit(one("a")))
+        world.connections[0].leaving = True
+        await anyio.sleep(60)
+        await (await session.submit(one("b")))
+
+    assert [len(connection.inputs) for connection in world.connections] == [1, 1]
+
+
+async def test_patience_with_a_server_that_said_farewell_ends() -> None:
+    refused = [Plan(refuse=broken("connect", refused=True)) for _ in range(1000)]
+    world = World(Plan(leave_at=0), *refused)
+
+    with pytest.raises(S2ConnectionError):
+        async with AppendSession(world.context(retry=STRICT)) as session:
+            await session.submit(one("a"))
+            await anyio.sleep(1)
+            await session.submit(one("b"))
+
+    assert 25 <= anyio.current_time() - world.started <= 40
+
+
+async def test_a_farewell_before_any_acknowledgement_makes_no_loop() -> None:
+    world = World(Plan(), Plan())
+
+    async with AppendSession(world.context()) as session:
+        ticket = await session.submit(one("a"))
+        while not world.connections:
+            await anyio.lowlevel.checkpoint()
+        world.connections[0].leaving = True
+        await ticket
+
+    assert len(world.connections) == 1
+
+
 async def test_a_draining_server_is_left_at_once_and_only_once_for_nothing() -> None:
     draining = (503, {"code": "server_draining", "message": "bye"})
     world = World(Plan(status=draining), Plan(terminal_at=(0, *draining)))

@@ -317,17 +317,20 @@ async def test_a_restarted_server_does_not_end_the_sessions(fake: S2Fake, transp
 
 
 async def test_a_graceful_restart_loses_and_doubles_nothing(fake: S2Fake) -> None:
-    """After GOAWAY the session goes on where it is; the next connection is another one."""
+    """After GOAWAY the session leaves, and waits for the next server: no attempt is counted meanwhile."""
     async with client(fake, STRICT) as s2:
         stream = s2[BASIN].stream("s")
         async with stream.append_session() as session:
             await (await session.submit("a"))
             await fake.stop(graceful=True)
-            await (await session.submit("b"))
+            tickets = [await session.submit("b")]
+            await anyio.sleep(0.05)
+            tickets.append(await session.submit("c"))
             await fake.cut()
             await fake.listen()
             with anyio.fail_after(20):
-                await (await session.submit("c"))
+                for ticket in tickets:
+                    await ticket
 
     assert bodies(fake) == [b"a", b"b", b"c"]
 

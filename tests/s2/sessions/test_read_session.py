@@ -444,6 +444,17 @@ async def test_advice_at_the_end_of_a_limit_makes_no_connection() -> None:
     assert len(world.connections) == 1
 
 
+async def test_a_planned_restart_costs_one_attempt() -> None:
+    refused = [Plan(refuse=broken("connect", refused=True)) for _ in range(12)]
+    world = World(Plan(leave_at=1, cut_after=2), *refused)
+    world.fill(12)
+
+    async with reading(world, count=12, session={"retry": S2Retry(max_attempts=2)}) as session:
+        found = await numbers(session)
+
+    assert found == list(range(12))
+
+
 async def test_a_draining_server_is_left_for_a_fresh_connection() -> None:
     world = World(Plan(terminal_at=(1, 503, {"code": "server_draining", "message": "bye"})))
     world.fill(6)

@@ -37,6 +37,7 @@ class Plan:
     terminal_at: tuple[int, int, dict] | None = None  # instead of storing
     end_at: int | None = None  # a clean end instead of storing
     advise_at: int | None = None  # acknowledged with the advice to reconnect
+    leave_at: int | None = None  # GOAWAY with the acknowledgement, or with the frame of a read
     ack_change: dict | None = None  # fields of the first acknowledgement that lie
     last_words_late: bool = False  # the terminal frame is there before the write fails
     cut_after: int | None = None  # read: frames, then the connection breaks
@@ -66,6 +67,7 @@ class World:
         self.changed = anyio.Event()
         self.batch = batch
         self.peak = 0
+        self.started = anyio.current_time()
 
     @property
     def tail(self) -> StreamPosition:
@@ -155,6 +157,7 @@ class FakeDuplex:
         self.query = query
         self.headers = headers
         self.sent_any = False
+        self.leaving = False
         self.inputs: list[AppendInput] = []
         self.finished = False
         self.closed = False
@@ -232,6 +235,7 @@ class FakeDuplex:
         if plan.ack_change is not None and number == 0:
             fields = {"start": result.start, "end": result.end, "tail": result.tail} | plan.ack_change
             result = AppendAck(**fields)
+        self.leaving = self.leaving or plan.leave_at == number
         self._put(encode_frame(encode_append_ack(result), reconnect=plan.advise_at == number))
         return None
 
@@ -278,6 +282,7 @@ class FakeDuplex:
 
     async def _read_frame(self) -> None:
         plan, number = self.plan, self._frames
+        self.leaving = self.leaving or plan.leave_at == number
         if plan.cut_after == number:
             return self._fail(broken())
         if plan.stall_after == number:
