@@ -213,6 +213,21 @@ class Exchange(Call):
         if more and self._connection.write_paused:
             await self._connection.drain()
 
+    @property
+    def can_push(self) -> bool:
+        """Whether `push` can be used: it can."""
+        return True
+
+    def push(self, body: bytes) -> bool:
+        """Send a piece of the body without waiting, see `Call`. What is sent to nobody is no error."""
+        if not self.disconnected:
+            self._write(body, True)
+        return not self._connection.write_paused
+
+    async def keep_up(self) -> None:
+        """Wait until the client has taken what was pushed."""
+        await self._connection.drain()
+
     async def answer(self, status: int, headers: Headers, body: bytes = b"") -> None:
         """Send a whole answer, see `Call`."""
         self.answer_now(status, headers, body)
@@ -237,6 +252,8 @@ class Exchange(Call):
 
     def _prepare(self, status: int, prefix: bytes, headers: Headers) -> None:
         """Write the head, to be sent with the first piece of the body."""
+        if self._expects_continue:
+            self.keep_alive = False  # it was never told to send the body: what comes next may be that, or a request
         lines = [_STATUS[status], prefix]
         says_close = False
         for name, value in headers:
@@ -434,6 +451,8 @@ class Connection(asyncio.Protocol):
         drained, self._drained = self._drained, None
         if drained is not None and not drained.done():
             drained.set_result(None)
+        if self.cycle is not None and not self.cycle.begun:
+            self.loop.call_soon(self._serve)
 
     async def drain(self) -> None:
         """Wait until the client has caught up, or is gone."""
@@ -527,7 +546,13 @@ class Connection(asyncio.Protocol):
     def _serve(self) -> None:
         """Begin with the request whose turn it is, unless it is still to come."""
         exchange, direct = self.cycle, self._config.direct
-        if exchange is None or exchange.begun or (exchange.more_body and not exchange.is_long):
+        if exchange is None or exchange.begun or exchange.disconnected:
+            return
+        if self.write_paused:
+            self.pause_reading()  # who takes no answers gets no more of them, until `resume_writing`
+            return
+        if exchange.more_body and not exchange.is_long:
+            self.resume_reading()  # it may have come behind another one, and reading have paused for that
             return
         exchange.begun = True
         if direct is None:

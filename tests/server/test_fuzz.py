@@ -9,8 +9,11 @@ from __future__ import annotations
 import logging
 import socket
 import tempfile
+import uuid
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from itertools import accumulate, pairwise
 from urllib.parse import quote_from_bytes, urlsplit
 
 import anyio
@@ -238,3 +241,92 @@ def talk(address: tuple[str, int], data: bytes) -> bytes:
         except (ConnectionResetError, BrokenPipeError):
             pass  # it had seen enough
         return answer
+
+
+# --- requests in a row, in pieces of any size
+
+
+@pytest.fixture(scope="module", params=["memory", "sqlite"])
+def either(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    path = tmp_path_factory.mktemp("store") / "streams.db"
+    with Server(MemoryStore() if request.param == "memory" else SQLiteStore(path)) as server:
+        yield server
+
+
+SENT = st.one_of(
+    st.tuples(st.just("append"), st.sampled_from([1, 5, 300, 9_999, 10_000, 70_000])),
+    st.tuples(st.just("append in chunks"), st.sampled_from([1, 300, 70_000])),
+    st.tuples(st.just("append to nowhere"), st.sampled_from([1, 300, 70_000])),
+    st.tuples(st.sampled_from(["read", "head", "options"]), st.just(0)),
+)
+
+
+@given(sent=st.lists(SENT, min_size=1, max_size=8), cuts=st.lists(st.floats(0, 1), max_size=6), data=st.data())
+@settings(UNHURRIED, max_examples=60)
+def test_requests_in_a_row_are_answered_however_they_are_cut(
+    either: Server, sent: list[tuple[str, int]], cuts: list[float], data: st.DataObject
+) -> None:
+    path = f"/v1/stream/{uuid.uuid4()}".encode()
+    requests, expected, content = (
+        [b"PUT %b HTTP/1.1\r\nhost: s\r\ncontent-type: text/plain\r\n\r\n" % path],
+        [(201, b"")],
+        b"",
+    )
+    for number, (what, size) in enumerate(sent):
+        body = b"%d," % number * (size // 2 + 1)
+        request, answer = as_request(what, path, body)
+        if what in ("append", "append in chunks"):
+            content += body
+        requests.append(request)
+        expected.append((answer, content if what == "read" else b""))
+    whole = b"".join(requests)
+    ends = list(accumulate(map(len, requests)))
+    # Between two requests, and just around their beginnings, is where cuts matter most.
+    near = data.draw(st.lists(st.tuples(st.sampled_from(ends), st.integers(-3, 120)), max_size=4))
+    places = sorted({min(max(0, end + by), len(whole)) for end, by in near} | {int(cut * len(whole)) for cut in cuts})
+
+    url = urlsplit(either.base_url)
+    with socket.create_connection((url.hostname or "", url.port or 0), timeout=20) as connection:
+        answers, received = [], b""
+        for start, end in pairwise([0, *places, len(whole)]):
+            connection.sendall(whole[start:end])
+            while len(answers) < bisect_right(ends, end):  # all that is complete is answered before more is sent
+                received += connection.recv(1 << 20)
+                answers, received = take_answers(answers, received, expected)
+
+    assert answers == expected
+    assert not received
+
+
+def as_request(what: str, path: bytes, body: bytes) -> tuple[bytes, int]:
+    """A request, and the status of its answer."""
+    head = b" %b HTTP/1.1\r\nhost: s\r\n" % path
+    if what in ("read", "head", "options"):
+        method = {"read": b"GET", "head": b"HEAD", "options": b"OPTIONS"}[what]
+        return method + head + b"\r\n", 204 if what == "options" else 200
+    if what == "append to nowhere":
+        head = b" %b-none HTTP/1.1\r\nhost: s\r\n" % path
+    head = b"POST" + head + b"content-type: text/plain\r\n"
+    status = 404 if what == "append to nowhere" else 204
+    if what == "append in chunks":
+        middle = len(body) // 2
+        chunks = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in (body[:middle], body[middle:]) if chunk)
+        return head + b"transfer-encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n", status
+    return head + b"content-length: %d\r\n\r\n" % len(body) + body, status
+
+
+def take_answers(
+    answers: list[tuple[int, bytes]], received: bytes, expected: list[tuple[int, bytes]]
+) -> tuple[list[tuple[int, bytes]], bytes]:
+    """The answers that are complete, and what is left. Bodies of errors are left out."""
+    answers = list(answers)
+    while b"\r\n\r\n" in received:
+        head, _, rest = received.partition(b"\r\n\r\n")
+        status = int(head[9:12])
+        length = next((int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"content-length:")), 0)
+        if len(rest) < length:
+            break
+        answers.append((status, rest[:length] if status == 200 else b""))
+        received = rest[length:]
+        assert len(answers) <= len(expected), "more answers than requests"
+    return answers, received

@@ -4,12 +4,16 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from durable_streams.server import DurableStreamsApp, MemoryStore, Server, SQLiteStore, _uvicorn, arrivals
+from durable_streams.server._connection import Connection
 from durable_streams.server.requests import Message, Receive, Scope, Send
 
 PUT = b"PUT /v1/stream/x HTTP/1.1\r\nhost: s\r\ncontent-type: text/plain\r\n\r\n"
@@ -121,6 +125,75 @@ def test_a_client_that_asks_first_is_refused_before_it_sends() -> None:
         answers = exchange(server, PUT, post(b"abc", b"expect: 100-continue\r\n")[:-3])
 
     assert statuses(answers) == [201, 413]
+
+
+def test_whoever_is_refused_before_it_was_told_to_go_on_has_to_come_anew(server: Server) -> None:
+    head = b"POST /v1/stream/none HTTP/1.1\r\nhost: s\r\ncontent-type: text/plain\r\nexpect: 100-continue\r\n"
+
+    answers = exchange(server, head + b"content-length: 100000\r\n\r\n")
+
+    assert statuses(answers) == [404]
+    assert b"\r\nconnection: close\r\n" in answers
+
+
+def test_the_rest_of_a_request_that_came_behind_another_is_waited_for(server: Server) -> None:
+    with connect(server) as connection:
+        connection.sendall(PUT + post(b"one ") + post(b"two ")[:-2])
+        received = b""
+        while len(statuses(received)) < 2:
+            received += connection.recv(65536)
+        connection.sendall(b"o " + GET)
+        received += rest(connection)
+
+    assert statuses(received) == [201, 204, 204, 200]
+    assert received.endswith(b"one two ")
+
+
+class FullTransport:
+    """A transport to a client that takes nothing."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.reading = True
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def is_closing(self) -> bool:
+        return False
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_client_that_takes_no_answers_is_given_no_more_and_nothing_more_is_read() -> None:
+    transport = FullTransport()
+    config: Any = SimpleNamespace(max_connections=None, timeout_keep_alive=75, direct=DurableStreamsApp(MemoryStore()))
+    config.prefix = lambda default, common: b""
+    state = SimpleNamespace(connections=set(), tasks=set(), default_headers=[], total_requests=0)
+    connection = Connection(config, state, {})
+    connection.connection_made(transport)
+    connection.data_received(PUT)
+    while not transport.written:
+        await anyio.lowlevel.checkpoint()
+
+    connection.pause_writing()
+    before = len(transport.written)
+    connection.data_received(post(b"a") * 3)
+    await anyio.wait_all_tasks_blocked()
+    assert len(transport.written) == before
+    assert not transport.reading
+
+    connection.resume_writing()
+    while len(statuses(transport.written)) < 4:
+        await anyio.lowlevel.checkpoint()
+    assert transport.reading
+    connection.connection_lost(None)
 
 
 @pytest.mark.parametrize("header", [b"", b"connection: keep-alive\r\n"])
