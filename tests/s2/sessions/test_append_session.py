@@ -667,6 +667,7 @@ async def test_an_idle_session_leaves_before_it_writes_again() -> None:
 async def test_patience_with_a_server_that_said_farewell_ends() -> None:
     refused = [Plan(refuse=broken("connect", refused=True)) for _ in range(1000)]
     world = World(Plan(leave_at=0), *refused)
+    began = anyio.current_time()
 
     with pytest.raises(S2ConnectionError):
         async with AppendSession(world.context(retry=STRICT)) as session:
@@ -674,7 +675,7 @@ async def test_patience_with_a_server_that_said_farewell_ends() -> None:
             await anyio.sleep(1)
             await session.submit(one("b"))
 
-    assert 25 <= anyio.current_time() - world.started <= 40
+    assert 25 <= anyio.current_time() - began <= 40
 
 
 async def test_a_farewell_before_any_acknowledgement_makes_no_loop() -> None:

@@ -67,7 +67,6 @@ class World:
         self.changed = anyio.Event()
         self.batch = batch
         self.peak = 0
-        self.started = anyio.current_time()
 
     @property
     def tail(self) -> StreamPosition:
