@@ -45,6 +45,8 @@ PROTOBUF: str = "application/protobuf"
 
 #: Largest answer that is read. 1 MiB of records takes 8 MiB as JSON at the most.
 MAX_REPLY_BYTES: int = 16 << 20
+#: Of an error's answer, no more is read.
+MAX_ERROR_BYTES: int = 64 << 10
 #: The server holds no unary read back for longer, in seconds (S2 1.3).
 MAX_WAIT: float = 60.0
 _CLOSE_GRACE = 1.0
@@ -145,8 +147,6 @@ async def request(service: Service, call: Call) -> Reply:
         tries += 1
         try:
             return await attempt(service, call, encoded)
-        except S2SessionClosedError:
-            raise
         except S2Error as error:
             if call.reads:
                 error.definite = True
@@ -209,7 +209,8 @@ async def attempt(service: Service, call: Call, encoded: tuple[bytes, str | None
         except NetworkError as error:
             raise connection_error(error) from error
         except AlreadyClosedError as error:
-            raise S2SessionClosedError("the client was closed") from error
+            # It may have been closed before the request was sent, or after.
+            raise S2SessionClosedError("the client was closed", definite=False) from error
     if scope.cancelled_caught:
         raise S2TimeoutError(f"{shown}: no complete answer within {limit:g} seconds", url=shown)
     return _judge(call, service, status, answer_headers, data)
@@ -218,11 +219,15 @@ async def attempt(service: Service, call: Call, encoded: tuple[bytes, str | None
 async def _exchange(
     service: Service, call: Call, body: bytes, headers: dict[str, str], timeouts: Timeouts
 ) -> tuple[int, Mapping[str, str], bytes]:
-    """Send the request and take the whole answer, still encoded."""
+    """Send the request and take the whole answer, still encoded.
+
+    Of an error, the status says what happened: its body may be cut, and no more is read than anybody would look at.
+    """
     exchange = await service.transport().open(call.method, call.url, headers, body, timeouts)
+    failed = not 200 <= exchange.status < 300
+    pieces: list[bytes] = []
+    size = 0
     try:
-        pieces: list[bytes] = []
-        size = 0
         while data := await exchange.receive():
             size += len(data)
             if size > MAX_REPLY_BYTES:
@@ -230,10 +235,16 @@ async def _exchange(
                     f"the answer is larger than {MAX_REPLY_BYTES} bytes", status=exchange.status, definite=False
                 )
             pieces.append(data)
-        return exchange.status, exchange.headers, b"".join(pieces)
+            if failed and size > MAX_ERROR_BYTES:
+                break
+    except NetworkError as error:
+        if not failed:
+            raise
+        logger.debug("cut url=%s status=%d error=%s", call.url.partition("?")[0], exchange.status, error)
     finally:
         with anyio.move_on_after(_CLOSE_GRACE, shield=True):
             await exchange.aclose()
+    return exchange.status, exchange.headers, b"".join(pieces)
 
 
 def _judge(call: Call, service: Service, status: int, headers: Mapping[str, str], data: bytes) -> Reply:

@@ -251,6 +251,25 @@ async def test_an_answer_that_breaks_off_is_retried() -> None:
         assert len(server.requests) == 2
 
 
+async def test_an_error_whose_words_break_off_keeps_its_status() -> None:
+    words = Reply(404, body=b'{"code":"stream_not_found","message":"gone"}', cut_after=10)
+    async with serving(words) as (server, _, stream):
+        with pytest.raises(S2ServerError, match="HTTP 404 unknown") as caught:
+            await stream.append("x")
+
+        assert caught.value.definite
+        assert len(server.requests) == 1
+
+
+async def test_of_an_error_no_more_is_read_than_anybody_would_look_at() -> None:
+    never = anyio.Event()
+    async with serving(Reply(403, chunks=[bytes(100_000), never])) as (server, _, stream):
+        with pytest.raises(S2ServerError, match="HTTP 403"):
+            await stream.check_tail()
+
+        await server.wait_connections(0)
+
+
 @pytest.mark.parametrize("body", [b"not json", b"null", b"[]", b"{}", b'{"tail":{"seq_num":-1,"timestamp":0}}'])
 async def test_an_answer_that_means_nothing_is_not_retried(body: bytes) -> None:
     async with serving(Reply(body=body)) as (server, _, stream):
@@ -452,13 +471,14 @@ async def test_a_closed_client_says_so() -> None:
             await client.__aenter__()
 
 
-async def test_a_call_under_way_ends_when_the_client_is_closed() -> None:
+@pytest.mark.parametrize("append", [True, False])
+async def test_a_call_under_way_ends_when_the_client_is_closed(append: bool) -> None:
     async with serving(Reply(hold=anyio.Event())) as (server, client, stream):
-        errors: list[Exception] = []
+        errors: list[S2SessionClosedError] = []
 
         async def call() -> None:
             try:
-                await stream.check_tail()
+                await (stream.append("x") if append else stream.check_tail())
             except S2SessionClosedError as error:
                 errors.append(error)
 
@@ -467,7 +487,7 @@ async def test_a_call_under_way_ends_when_the_client_is_closed() -> None:
             await server.wait_requests(1)
             await client.aclose()
 
-        assert len(errors) == 1
+        assert [error.definite for error in errors] == [not append]
 
 
 async def test_an_error_in_the_block_goes_on_bare() -> None:
