@@ -93,12 +93,27 @@ class S2:
         self.metrics: Metrics = Metrics(self._service)
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None, **options: Any) -> S2:
+    def from_env(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        *,
+        retry: S2Retry | Mapping[str, Any] | None = None,
+        compression: Compression = "none",
+        timeout: S2Timeouts | float | None = None,
+        transport: Transport | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        rng: random.Random | None = None,
+    ) -> S2:
         """A client from `S2_ACCESS_TOKEN`, `S2_ACCOUNT_ENDPOINT` and `S2_BASIN_ENDPOINT`.
 
         Args:
             environ: Variables; None means those of this process.
-            options: Further arguments of `S2`.
+            retry: See `S2`, like the rest.
+            compression: See `S2`.
+            timeout: See `S2`.
+            transport: See `S2`.
+            ssl_context: See `S2`.
+            rng: See `S2`.
 
         Raises:
             InvalidArgumentError: there is no token, or only one of the endpoints.
@@ -107,8 +122,16 @@ class S2:
         token = variables.get(TOKEN_VARIABLE)
         if not token:
             raise InvalidArgumentError(f"{TOKEN_VARIABLE} is not set")
-        options.setdefault("endpoints", Endpoints.from_env(variables))
-        return cls(token, **options)
+        return cls(
+            token,
+            endpoints=Endpoints.from_env(variables),
+            retry=retry,
+            compression=compression,
+            timeout=timeout,
+            transport=transport,
+            ssl_context=ssl_context,
+            rng=rng,
+        )
 
     # -- What it is ----------------------------------------------------------------------------------------
 
