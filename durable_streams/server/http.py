@@ -216,6 +216,7 @@ class DurableStreamsApp:
         self.compression = compression
         self.public_url: str | None = check_public_url(public_url)
         self.failure: Exception | None = None
+        self._ended = False
         self.gate: Gate | None = None if authorize is None else Gate(authorize)
         self.readers: Readers = Readers(max_readers_per_stream)
         self.room: Room | None = None if max_streams is None else Room(self.store, max_streams)
@@ -250,6 +251,15 @@ class DurableStreamsApp:
     def __repr__(self) -> str:
         state = "stopping" if self.waits.stopping else "serving"
         return f"<DurableStreamsApp {state} {self.root or '/'} from {self.store!r}>"
+
+    def begin_life(self) -> None:
+        """Forget that an earlier life came to an end. Called by `lifespan` and by ASGI's."""
+        if self._ended:
+            self.waits, self.failure, self._ended = Waits(), None, False
+
+    def end_life(self) -> None:
+        """The store is closed. Called by `lifespan` and by ASGI's."""
+        self._ended = True
 
     def begin_shutdown(self) -> None:
         """Prepare for the end: live readers get a proper last word now, new requests 503. Idempotent.

@@ -1,5 +1,7 @@
 """The life of an application: what is open and what runs beside its requests, from its start to its end.
 
+An application may live several times, one after the other: tests start theirs again and again.
+
 Opened are the store and the subscriptions that it keeps. Beside the requests run the sweep of expired streams, the
 loop that wakes subscribers, and a look at the store, which stops for good when a write fails: then the application
 says so (`/health`), refuses requests, and its server ends.
@@ -39,6 +41,7 @@ async def life(app: DurableStreamsApp, on_failure: Callable[[], None] = lambda: 
         StoreError: if the store cannot be opened; or in the end, if it has failed.
     """
     failure: BaseException | None = None
+    app.begin_life()
     await app.store.__aenter__()
     try:
         await app.subscriptions.load()
@@ -64,8 +67,11 @@ async def life(app: DurableStreamsApp, on_failure: Callable[[], None] = lambda: 
 
 async def _close(app: DurableStreamsApp, error: BaseException | None) -> None:
     app.begin_shutdown()
-    with anyio.CancelScope(shield=True):
-        await app.store.__aexit__(None if error is None else type(error), error, None)
+    try:
+        with anyio.CancelScope(shield=True):
+            await app.store.__aexit__(None if error is None else type(error), error, None)
+    finally:
+        app.end_life()
 
 
 class _Keeper:

@@ -40,7 +40,8 @@ class Server:
 
     Args:
         app_or_store: A store to serve, a finished `DurableStreamsApp`, or another ASGI application (one that mounts
-            it, say). None serves a new `MemoryStore`.
+            it, say; if it has a function `begin_shutdown`, that is called first when the server is to end). None serves
+            a new `MemoryStore`.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
         max_connections: How many connections there may be; more are told 503 and closed. None for any number.

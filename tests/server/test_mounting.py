@@ -84,6 +84,43 @@ async def test_in_its_life_the_store_is_open_and_subscriptions_are_served() -> N
     assert (await client.get("x")).status == 503
 
 
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_an_application_may_live_again(tmp_path: Path, kind: str) -> None:
+    client = Client(DurableStreamsApp(MemoryStore() if kind == "memory" else SQLiteStore(tmp_path / "store")))
+    for number in range(3):
+        async with client.app.lifespan():
+            assert (await client.put(f"x{number}", TEXT, b"abc")).status == 201
+            async with client.open(f"x{number}?offset=-1&live=sse") as events:
+                await events.head()
+                assert b"data:abc" in await events.piece()
+                await client.post(f"x{number}", b"def", TEXT)
+                assert b"data:def" in await events.piece()
+                events.disconnect()
+            assert (await client.get("__ds/subscriptions/s")).status == 404
+        assert (await client.get("/ready")).status == 503
+
+
+async def test_a_shutdown_that_begins_before_the_life_is_not_forgotten() -> None:
+    client = Client(DurableStreamsApp())
+    client.app.begin_shutdown()
+    async with client.app.lifespan():
+        assert (await client.get("x")).status == 503
+
+
+def test_each_life_may_be_on_another_event_loop(tmp_path: Path) -> None:
+    """As with test clients, which start an application again and again."""
+    client = Client(DurableStreamsApp(SQLiteStore(tmp_path / "store")))
+
+    async def live(number: int) -> None:
+        async with client.app.lifespan():
+            assert (await client.put(f"x{number}", TEXT, b"abc" * 1000)).status == 201
+            assert (await client.get("x0", accept_encoding="gzip")).headers["content-encoding"] == "gzip"
+            assert (await client.get("x0?offset=-1&live=long-poll")).status == 200
+
+    for number, backend in enumerate(["asyncio", "trio", "asyncio", "trio"]):
+        anyio.run(live, number, backend=backend)
+
+
 async def test_what_the_block_raises_comes_out_as_it_is() -> None:
     store = Recording()
     with pytest.raises(KeyError, match="mine"):
