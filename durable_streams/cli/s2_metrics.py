@@ -69,7 +69,7 @@ def metrics(
         else:
             found = await client.metrics.account(set_, **times)
         for metric in found:
-            output.write(_drawn(metric).encode() if sys.stdout.isatty() else _line(metric))
+            output.write(drawn(metric).encode() if sys.stdout.isatty() else _line(metric))
 
     run(service, work)
 
@@ -78,7 +78,7 @@ def _line(metric: Metric) -> bytes:
     return output.json_lines([{"kind": type(metric).__name__.lower(), **asdict(metric)}])
 
 
-def _drawn(metric: Metric) -> str:
+def drawn(metric: Metric) -> str:
     """A measurement for a person: series as a row of bars with their extremes."""
     if isinstance(metric, Accumulation | Gauge):
         values = [value for _, value in metric.values]

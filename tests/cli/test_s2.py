@@ -10,7 +10,8 @@ from uuid import uuid4
 
 import pytest
 
-from durable_streams.cli.s2_metrics import bars
+from durable_streams.cli.s2_metrics import bars, drawn
+from durable_streams.s2 import Accumulation, Gauge, Scalar
 from durable_streams.testing import S2Fake
 from tests.s2.serving import s2_in_a_thread
 
@@ -288,6 +289,22 @@ def test_series_are_drawn_as_bars() -> None:
     assert bars([5]) == "█"
     assert bars([-3, 4]) == " █"
     assert len(bars(list(range(1000)))) == 60
+
+
+def test_measurements_are_drawn_for_a_person() -> None:
+    series = Accumulation("append-ops", "operations", "hour", ((0, 1), (3600, 8)))
+
+    assert drawn(series).splitlines() == [
+        "append-ops, operations: least 1, most 8, 1970-01-01T00:00+00:00 to 1970-01-01T01:00+00:00",
+        "▁█",
+    ]
+    assert drawn(Gauge("storage", "bytes", ())) == "storage: nothing in this time\n"
+    assert json.loads(drawn(Scalar("active", "operations", 5))) == {
+        "kind": "scalar",
+        "name": "active",
+        "unit": "operations",
+        "value": 5,
+    }
 
 
 def test_standard_input_is_a_file_or_a_pipe(tmp_path: Path, basin: str) -> None:
