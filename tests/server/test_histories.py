@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from durable_streams import Timeouts, Transport, open_transport
 from durable_streams.server import (
     Appended,
     Created,
@@ -22,12 +23,13 @@ from durable_streams.server import (
     Missing,
     Reason,
     Refused,
+    Server,
     SQLiteStore,
     Store,
     StreamInfo,
     StreamRef,
 )
-from durable_streams.testing import NotLinearizableError
+from durable_streams.testing import History, NotLinearizableError
 from durable_streams.testing._store_history_checks import RacingClient, race
 from durable_streams.testing._stream_model import AppendCall, CreateCall, HeadCall, PathModel, ReadCall, Seen, append
 from durable_streams.testing.store_steps import PATH, append_to, create_stream, expect
@@ -195,6 +197,13 @@ def refusal(answer: Answer) -> Refused:
     return Refused({400: Reason.NEW_EPOCH_NOT_AT_ZERO, 404: Reason.NOT_FOUND}[answer.status])
 
 
+def check_outcomes(history: History[Any, Any]) -> None:
+    """All that the clients do has happened."""
+    outcomes = {type(operation.outcome).__name__ for operation in history}
+    assert outcomes >= {"Created", "Exists", "Accepted", "Refused", "StreamInfo", "Seen"}
+    assert any(operation.ended is None for operation in history), "no call was interrupted"
+
+
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("kind", KINDS[:2])
 async def test_what_racing_clients_are_told_over_http_has_an_explanation(tmp_path: Path, kind: str, seed: int) -> None:
@@ -203,9 +212,56 @@ async def test_what_racing_clients_are_told_over_http_has_an_explanation(tmp_pat
         with anyio.fail_after(60):
             history = await race(client, seed, deletes=False, kind=HttpClient, model=HttpModel())
 
-    outcomes = {type(operation.outcome).__name__ for operation in history}
-    assert outcomes >= {"Created", "Exists", "Accepted", "Refused", "StreamInfo", "Seen"}
-    assert any(operation.ended is None for operation in history), "no call was interrupted"
+    check_outcomes(history)
+
+
+class Wire:
+    """What `HttpClient` needs of a `Client`, over sockets."""
+
+    def __init__(self, url: str, transport: Transport) -> None:
+        self._url = url
+        self._transport = transport
+
+    async def call(self, method: str, target: str, body: bytes, headers: dict[str, str]) -> Answer:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        exchange = await self._transport.open(method, self._url + target, named, body, Timeouts())
+        try:
+            content = b""
+            while piece := await exchange.receive():
+                content += piece
+        finally:
+            await exchange.aclose()
+        return Answer(exchange.status, dict(exchange.headers), content)
+
+    async def put(self, target: str, content_type: str) -> Answer:
+        return await self.call("PUT", target, b"", {"content-type": content_type})
+
+    async def post(self, target: str, body: bytes, content_type: str, **headers: str) -> Answer:
+        return await self.call("POST", target, body, {"content-type": content_type, **headers})
+
+    async def get(self, target: str) -> Answer:
+        return await self.call("GET", target, b"", {})
+
+    async def head(self, target: str) -> Answer:
+        return await self.call("HEAD", target, b"", {})
+
+
+class WireClient(HttpClient):
+    """Uses the path over sockets."""
+
+    async def interrupted_append(self) -> None:
+        await RacingClient.interrupted_append(self)
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+async def test_what_racing_clients_are_told_over_sockets_has_an_explanation(tmp_path: Path, kind: str) -> None:
+    store = MemoryStore() if kind == "memory" else SQLiteStore(tmp_path / "store.db")
+    async with Server(store) as server, aclosing(open_transport()) as transport:
+        client: Any = Wire(server.base_url, transport)
+        with anyio.fail_after(60):
+            history = await race(client, 3, deletes=False, turns=25, kind=WireClient, model=HttpModel())
+
+    check_outcomes(history)
 
 
 class Stale(MemoryStore):
