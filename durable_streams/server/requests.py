@@ -231,6 +231,18 @@ class Call:
         except OSError as error:
             raise Disconnected from error
 
+    @property
+    def can_push(self) -> bool:
+        """Whether the server can send without waiting (`push`)."""
+        return False
+
+    def push(self, body: bytes) -> bool:
+        """Send a piece of the body without waiting. Returns whether the client keeps up with what is sent."""
+        raise NotImplementedError
+
+    async def keep_up(self) -> None:
+        """Wait until the client has taken what was pushed."""
+
     async def answer(self, status: int, headers: Headers, body: bytes = b"") -> None:
         """Send a whole answer. 204 and 304 have neither body nor length, HEAD has no body."""
         if status not in (204, 304) and self.method != "HEAD":

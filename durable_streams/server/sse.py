@@ -24,14 +24,14 @@ import anyio
 
 from .._core import wire
 from .._core.sse import encode_control, encode_data
-from .cursors import current_cursor, next_cursor
 from .offsets import Offset, format_offset
 from .pages import Read
 from .requests import Call
 from .responses import CONTENT_TYPE, NO_CACHE, SSE_BASE64, Headers, Rejection, refusal
+from .sse_session import Resting, Session
 from .state_offsets import annotate
 from .stores.base import BadOffset, Gone, Missing, StorePage, StreamInfo, Watch
-from .waiting import attached, time_left, while_connected
+from .waiting import attached, while_connected
 
 if TYPE_CHECKING:
     from .http import DurableStreamsApp
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 #: Most data in one event, except for a single larger JSON message.
 EVENT_BYTES = 1 << 20
 
-_MAX_AGE_JITTER = 0.1
 _Utf8 = codecs.getincrementaldecoder("utf-8")
 # Bytes of events kept per stream while it has several readers: the newest one, and what fits before it.
 _KEPT_BYTES = EVENT_BYTES
@@ -95,10 +94,15 @@ class StreamEvents:
     Args:
         app: For its store.
         info: The stream.
+
+    Attributes:
+        readers: How many there are.
+        resting: Those that have all there is.
     """
 
     def __init__(self, app: DurableStreamsApp, info: StreamInfo) -> None:
-        self.readers = 0
+        self.readers: int = 0
+        self.resting: Resting = Resting()
         self._app = app
         self._ref = info.ref
         self._json = wire.is_json(info.content_type)
@@ -205,55 +209,6 @@ async def serve_sse(app: DurableStreamsApp, call: Call, read: Read) -> None:
         if events.binary:
             headers.append(SSE_BASE64)
         await call.start(200, headers)
-        session = _Session(app, call, read, watch, events, first)
+        session = Session(app, call, read, watch, events, first)
         await while_connected(call, session.run)
         await call.send_body(b"")
-
-
-class _Session:
-    """One reader's connection."""
-
-    __slots__ = ("_app", "_call", "_event", "_events", "_floor", "_info", "_watch")
-
-    def __init__(
-        self, app: DurableStreamsApp, call: Call, read: Read, watch: Watch, events: StreamEvents, first: Event
-    ) -> None:
-        self._app = app
-        self._call = call
-        self._info = read.info
-        self._watch = watch
-        self._events = events
-        self._event = first
-        # A client that was ahead got a cursor further ahead; it must not go back while the connection lasts.
-        self._floor = next_cursor(read.cursor, app.clock(), app.rng)
-
-    def _cursor(self) -> int:
-        return max(self._floor, current_cursor(self._app.clock()))
-
-    async def run(self) -> None:
-        app, watch = self._app, self._watch
-        age = app.sse_max_age * app.rng.uniform(1 - _MAX_AGE_JITTER, 1 + _MAX_AGE_JITTER)
-        deadline = anyio.current_time() + age
-        await self._call.send_body(self._event.whole(self._cursor()), more=True)
-        while not self._event.closed and not app.waits.stopping:
-            left = deadline - anyio.current_time()
-            if left <= 0:
-                return
-            event = self._event
-            if event.up_to_date or not event.data:
-                timeout = min(app.sse_keep_alive, left, time_left(app, self._info))
-                await app.waits.wait(watch, event.tail, timeout)
-                if time_left(app, self._info) <= 0:
-                    await app.store.head(self._info.ref.path, app.clock())  # here the store notices the expiry
-                if watch.gone:
-                    return
-                if watch.tail == event.tail and not watch.closed:
-                    if not app.waits.stopping and anyio.current_time() < deadline:
-                        await self._call.send_body(event.control(self._cursor()), more=True)
-                    continue
-            following = await self._events.after(event.offset, watch)
-            if isinstance(following, BadOffset | Missing | Gone):
-                return
-            self._event = following
-            if following.data or following.closed:
-                await self._call.send_body(following.whole(self._cursor()), more=True)

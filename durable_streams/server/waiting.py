@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -29,12 +29,17 @@ class Waits:
 
     async def wait(self, watch: Watch, seen: Offset, timeout: float) -> None:
         """Wait until there is news (see `Watch.wait`), for `timeout` seconds at most, or until the shutdown."""
+        await self.wait_for(watch.wait(seen), timeout)
+
+    async def wait_for(self, news: Coroutine[Any, Any, object], timeout: float) -> None:
+        """Wait for this, for `timeout` seconds at most, or until the shutdown."""
         if self.stopping or timeout <= 0:
+            news.close()
             return
         with anyio.move_on_after(timeout) as scope:
             self._scopes.add(scope)
             try:
-                await watch.wait(seen)
+                await news
             finally:
                 self._scopes.discard(scope)
 
