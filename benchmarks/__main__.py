@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from tests.interop import node
 
-from . import catch_up, produce, s2_codec, serve, small, start_up
+from . import catch_up, produce, s2, s2_codec, serve, small, start_up
 from ._harness import Bench, Case, measure, table
 
 Row = Callable[[Bench], Iterator[Case]]
@@ -39,6 +39,10 @@ ROWS: dict[str, Row] = {
     "server_scale": serve.scale,
     "s2_encode": s2_codec.encode,
     "s2_decode": s2_codec.decode,
+    "s2_append": s2.append,
+    "s2_read": s2.read,
+    "s2_produce": s2.produce,
+    "s2_lone": s2.lone,
     "import": start_up.import_time,
 }
 

@@ -16,7 +16,7 @@ CODE = "import time; begin = time.perf_counter(); import durable_streams; print(
 def import_time(bench: Bench) -> Iterator[Case]:
     """Time of `import durable_streams` in a new process, against the official Python client."""
     contenders = {"ours": lambda: _seconds(sys.executable)}
-    official = _official(bench)
+    official = peer_python(bench, OFFICIAL)
     if official is not None:
         contenders["official Python"] = lambda: _seconds(official)
     yield Case("import durable_streams", "ms", contenders, [Goal("ours", "official Python", 1 / 3)])
@@ -29,17 +29,17 @@ def _seconds(python: str) -> float:
     return 1e3 * float(done.stdout)
 
 
-def _official(bench: Bench) -> str | None:
-    """Python of an environment with the official client, as both packages have one name; made on first use."""
-    place = Path(sys.prefix) / "peers" / OFFICIAL
+def peer_python(bench: Bench, package: str) -> str | None:
+    """Python of an environment that has one package of others, such as "name==1.0"; made on first use."""
+    place = Path(sys.prefix) / "peers" / package
     python = str(place / ("Scripts" if sys.platform == "win32" else "bin") / "python")
     if not (place / "ready").exists():
         try:
             subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", place], check=True)
-            command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", OFFICIAL]
+            command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", package]
             subprocess.run(command, check=True)
         except subprocess.CalledProcessError:
-            bench.remarks.append(f"The official Python client is left out: {OFFICIAL} cannot be installed here.")
+            bench.remarks.append(f"{package} is left out: it cannot be installed here.")
             return None
         (place / "ready").touch()
     return python
