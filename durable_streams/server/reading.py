@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .._core import wire
@@ -12,9 +14,14 @@ from .requests import Call
 from .responses import CLOSED, CONTENT_TYPE, EXPIRES_AT, NO_STORE, TTL, Headers, etag_matches, next_offset, refusal
 from .sse import serve_sse
 from .stores.base import StreamInfo
+from .waiting import while_connected
 
 if TYPE_CHECKING:
     from .http import DurableStreamsApp
+
+
+# Longer pages are sent in more than one piece.
+_WATCHED_BYTES = 1 << 20
 
 
 async def head(app: DurableStreamsApp, call: Call) -> None:
@@ -60,9 +67,13 @@ async def _catch_up(app: DurableStreamsApp, call: Call, read: Read) -> None:
         known = call.header(b"if-none-match")
         if known is not None and etag is not None and etag_matches(known, etag):
             await call.answer(304, headers)
-        elif gzip:
-            await send_compressed(call, page, headers, json=read.json)
+            return
+        send: Callable[[], Awaitable[None]]
+        if gzip:
+            send = partial(send_compressed, call, page, headers, json=read.json)
         else:
-            await send_page(call, read, page, headers)
+            send = partial(send_page, call, read, page, headers)
+        # Who leaves in the midst of many pieces is noticed; not of one, as it costs a task.
+        await (while_connected(call, send) if page.size > _WATCHED_BYTES else send())
     finally:
         await page.aclose()
