@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import random
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
 from .._core import validate
+from .._core.exchange import RetryDetails
 from .._transport.base import Transport
 from ..errors import InvalidArgumentError
 from . import _names
@@ -46,6 +47,7 @@ class S2:
         transport: Sends single calls; it is shared and not closed. None opens one for this client.
         ssl_context: For https; None trusts the system's certificate authorities.
         rng: Source of jitter; None makes a new one.
+        on_retry: Plain function, called with each failure that is about to be repeated, also of sessions.
 
     Attributes:
         basins: The account's basins.
@@ -69,6 +71,7 @@ class S2:
         transport: Transport | None = None,
         ssl_context: ssl.SSLContext | None = None,
         rng: random.Random | None = None,
+        on_retry: Callable[[RetryDetails], None] | None = None,
     ) -> None:
         if not callable(access_token):
             _names.access_token(access_token)
@@ -76,6 +79,8 @@ class S2:
             raise TypeError(f"transport must have open() and aclose(), got {type(transport).__name__}")
         if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
             raise TypeError(f"ssl_context must be ssl.SSLContext or None, got {type(ssl_context).__name__}")
+        if on_retry is not None and not callable(on_retry):
+            raise TypeError(f"on_retry must be callable, got {type(on_retry).__name__}")
         policy, times = parse_retry(retry)
         self._service = Service(
             access_token,
@@ -86,6 +91,7 @@ class S2:
             transport=transport,
             ssl_context=ssl_context,
             rng=rng or random.Random(),
+            on_retry=on_retry,
         )
         self.basins: Basins = Basins(self._service)
         self.access_tokens: AccessTokens = AccessTokens(self._service)
@@ -103,6 +109,7 @@ class S2:
         transport: Transport | None = None,
         ssl_context: ssl.SSLContext | None = None,
         rng: random.Random | None = None,
+        on_retry: Callable[[RetryDetails], None] | None = None,
     ) -> S2:
         """A client from `S2_ACCESS_TOKEN`, `S2_ACCOUNT_ENDPOINT` and `S2_BASIN_ENDPOINT`.
 
@@ -114,6 +121,7 @@ class S2:
             transport: See `S2`.
             ssl_context: See `S2`.
             rng: See `S2`.
+            on_retry: See `S2`.
 
         Raises:
             InvalidArgumentError: there is no token, or only one of the endpoints.
@@ -131,6 +139,7 @@ class S2:
             transport=transport,
             ssl_context=ssl_context,
             rng=rng,
+            on_retry=on_retry,
         )
 
     # -- What it is ----------------------------------------------------------------------------------------

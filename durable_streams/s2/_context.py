@@ -22,6 +22,7 @@ import anyio
 import anyio.abc
 
 from .._core import validate
+from .._core.exchange import RetryDetails
 from .._transport.base import Transport
 from .._transport.proxies import Proxies
 from .._transport.version import user_agent
@@ -80,6 +81,7 @@ class Service:
         transport: Sends unary calls; shared and not closed. None opens one.
         ssl_context: For https; None trusts the system's certificate authorities.
         rng: Source of jitter.
+        on_retry: Called with each failure that is about to be repeated.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Service:
         transport: Transport | None,
         ssl_context: ssl.SSLContext | None,
         rng: random.Random,
+        on_retry: Callable[[RetryDetails], None] | None = None,
     ) -> None:
         self._access_token = access_token
         self.endpoints = endpoints
@@ -100,6 +103,7 @@ class Service:
         self.timeouts = timeouts
         self.compression = compression
         self.rng = rng
+        self.on_retry = on_retry
         self._ssl_context = ssl_context
         self._transport = transport
         self._owns_transport = transport is None

@@ -238,7 +238,7 @@ class Stream:
             read_back: Before giving up on a batch with `match_seq_num` that may have been stored, look whether it is
                 there; see `append`.
             retry: Over the client's.
-            on_retry: Plain function, called with each failure that is followed by another try.
+            on_retry: Plain function, called with each failure that is followed by another try; over the client's.
         """
         from ._append_session import AppendSession
 
@@ -249,7 +249,7 @@ class Stream:
             stream_config=stream_config_header(stream_config),
             read_back=read_back,
             retry=retry,
-            on_retry=on_retry,
+            on_retry=on_retry or self._context.service.on_retry,
         )
 
     def producer(
@@ -342,7 +342,7 @@ class Stream:
             unlimited_retries: Repeat whatever may pass without end, instead of `max_attempts` times in a row.
             retry: Over the client's.
             on_gap: Plain function, called before records are handed over that follow trimmed ones.
-            on_retry: Plain function, called with each failure that is followed by another try.
+            on_retry: Plain function, called with each failure that is followed by another try; over the client's.
         """
         from ._read_session import ReadSession
 
@@ -362,7 +362,7 @@ class Stream:
             unlimited_retries=unlimited_retries,
             retry=retry,
             on_gap=on_gap,
-            on_retry=on_retry,
+            on_retry=on_retry or self._context.service.on_retry,
         )
 
     # -- Doubt ---------------------------------------------------------------------------------------------

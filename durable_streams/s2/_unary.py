@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 
 import anyio
 
+from .._core.exchange import RetryDetails
 from .._core.text import preview
 from .._transport.base import Timeouts
 from ..errors import AlreadyClosedError, InvalidArgumentError, NetworkError, ParseError
@@ -164,6 +165,8 @@ async def request(service: Service, call: Call) -> Reply:
                 delay,
                 error,
             )
+            if service.on_retry is not None:
+                service.on_retry(RetryDetails(attempts.failures, delay, error))
         await anyio.sleep(delay)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
-from durable_streams import InvalidArgumentError
+from durable_streams import InvalidArgumentError, NetworkError, RetryDetails, Timeouts
 from durable_streams.s2 import (
     S2,
     AppendRecord,
@@ -21,6 +21,7 @@ from durable_streams.s2 import (
     S2ServerError,
     S2SessionClosedError,
     S2TimeoutError,
+    S2Timeouts,
     SeqNumMismatchError,
     Stream,
 )
@@ -124,6 +125,44 @@ def _record(slept: list[float], sleep: Callable[[float], Any]) -> Callable[[floa
         await sleep(0)
 
     return recording
+
+
+async def test_each_repetition_is_told() -> None:
+    told: list[RetryDetails] = []
+    failures = [error(503, "server_draining"), error(500, "other"), Reply(404)]
+    async with serving(*failures, on_retry=told.append) as (_, _, stream):
+        with pytest.raises(S2ServerError):
+            await stream.check_tail()
+
+    assert [(details.attempt, getattr(details.error, "code", "")) for details in told] == [
+        (0, "server_draining"),  # asked again at once, and not counted
+        (1, "other"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, Timeouts(3.0, 5.0, 5.0)),
+        (S2Timeouts(request=2.0, connect=1.0), Timeouts(1.0, 2.0, 2.0)),
+        (0.5, Timeouts(0.5, 0.5, 0.5)),
+    ],
+)
+async def test_limits_of_time_reach_the_transport(given: Any, expected: Timeouts) -> None:
+    seen: list[Timeouts] = []
+
+    class Recording:
+        async def open(self, *arguments: Any) -> Any:
+            seen.append(arguments[-1])
+            raise NetworkError("enough", phase="connect")
+
+        async def aclose(self) -> None: ...
+
+    client = S2(TOKEN, timeout=given, retry=S2Retry(max_attempts=1), transport=Recording())
+    with pytest.raises(S2ConnectionError, match="enough"):
+        await client.basins.list()
+
+    assert seen == [expected]
 
 
 async def test_each_try_carries_a_fresh_token() -> None:
