@@ -5,9 +5,9 @@ official runtime by the tests: unknown fields are skipped, the last of a scalar 
 singular field are merged, a field of another wire type than declared is an unknown field.
 
 Encoding
-    A batch is the plain concatenation of its records, each `0a <length> <AppendRecord>`, and two optional fields. So
-    records can be encoded one by one as they come, and a batch is one join. What stands before the body of a plain
-    record depends on the body's length alone and is kept by it.
+    A batch is the plain concatenation of its records, each `0a <length> <AppendRecord>`, and two optional fields. So it
+    is one join, which copies each body once. What stands before the body of a plain record depends on the body's length
+    alone and is kept by it.
 
 Decoding
     A batch of the server is mostly records alike: the number goes up by one, timestamp and headers stay. Two shortcuts
@@ -25,7 +25,7 @@ Decoding
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from itertools import chain, repeat
 from operator import attrgetter
@@ -100,17 +100,6 @@ def record_prefix(record: AppendRecord) -> bytes:
     if body:
         head += b"\x1a" + _varint(len(body))
     return b"\x0a" + _varint(len(head) + len(body)) + head
-
-
-def encode_record(record: AppendRecord) -> bytes:
-    """One record as a piece of a batch, for `encode_append`."""
-    return record_prefix(record) + record.body
-
-
-def encode_append(pieces: Sequence[bytes], match_seq_num: int | None = None, fencing_token: str | None = None) -> bytes:
-    """An `AppendInput` message of pieces by `encode_record`, or of prefixes and bodies in turn."""
-    conditions = _conditions(match_seq_num, fencing_token)
-    return b"".join([*pieces, conditions]) if conditions else b"".join(pieces)
 
 
 def encode_append_input(batch: AppendInput) -> bytes:

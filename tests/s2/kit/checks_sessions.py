@@ -145,7 +145,7 @@ async def a_frame_that_is_cut_is_a_bad_frame(bench: Bench) -> None:
 async def an_input_that_breaks_a_rule_is_invalid(bench: Bench) -> None:
     await bench.create()
     many = b"\x0a\x00" * 1001
-    big = b"".join(_proto.encode_record(AppendRecord(bytes(600_000))) for _ in range(2))
+    big = 2 * _proto.encode_append_input(batch(bytes(600_000)))
 
     for payload in (b"", many, big):
         async with bench.append_session() as session:
