@@ -37,6 +37,8 @@ logger: logging.Logger = logging.getLogger("durable_streams.server")
 _HIGH_WATER = 64 * 1024
 # A longer body is not copied to stand in one piece with what surrounds it.
 _COPIED = 16 * 1024
+# While an answer longer than this is sent, so much may lie ready for the socket.
+_LARGE = 512 * 1024
 # A request whose length has more digits starts before its body is there.
 _SMALL_DIGITS = 4
 _NO_HEADERS: Headers = []
@@ -277,6 +279,8 @@ class Exchange(Call):
         lines.append(b"\r\n")
         self._head = b"".join(lines)
         self.status = status
+        if self._left is not None and self._left > _LARGE:
+            self._connection.buffer(_LARGE)
 
     def _write(self, body: bytes, more: bool) -> None:
         """Send a piece of the body, and what stands before it."""
@@ -352,6 +356,7 @@ class Connection(asyncio.Protocol):
         "_headers",
         "_idle_since",
         "_incoming",
+        "_large",
         "_parser",
         "_state",
         "_timer",
@@ -391,6 +396,7 @@ class Connection(asyncio.Protocol):
         self._incoming: Exchange | None = None  # the request that is being received
         self._waiting: list[Exchange] = []  # those whose turn has not come
         self._drained: asyncio.Future[None] | None = None
+        self._large = False
         self._idle_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -418,17 +424,11 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Something of a request, or of several."""
-        parser = self._parser
-        if parser is None:
+        if self._parser is None:
             return  # what came before made no sense
         self.received += len(data)
         self._idle_since = None
-        try:
-            parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            logger.debug("a client asks for another protocol, and is served with this one")
-        except httptools.HttpParserError:
-            self._refuse()
+        self._parse(data)
         if self.received - self._useful > HEAD_BYTES and not self.transport.is_closing():
             if self.cycle is None or self.cycle.response_complete:
                 self.transport.write(TOO_LONG)
@@ -453,6 +453,11 @@ class Connection(asyncio.Protocol):
             drained.set_result(None)
         if self.cycle is not None and not self.cycle.begun:
             self.loop.call_soon(self._serve)
+
+    def buffer(self, size: int) -> None:
+        """Let so many bytes lie ready for the socket; 0 for the usual number."""
+        self._large = size > 0
+        self.transport.set_write_buffer_limits(size or None)
 
     async def drain(self) -> None:
         """Wait until the client has caught up, or is gone."""
@@ -488,6 +493,30 @@ class Connection(asyncio.Protocol):
 
     # --- the parser
 
+    def _parse(self, data: bytes) -> None:
+        """Have a piece parsed.
+
+        A request that asks for another protocol is served with this one. But the parser takes its body for something
+        in the other protocol: it gets the request once more, without that wish, and then what follows.
+        """
+        pieces = [data]
+        while pieces and self._parser is not None:
+            piece = pieces.pop()
+            try:
+                self._parser.feed_data(piece)
+            except httptools.HttpParserUpgrade as upgrade:
+                method, version = self._parser.get_method(), self._parser.get_http_version().encode()
+                if method == b"CONNECT":
+                    self._refuse()
+                    return
+                logger.debug("a client asks for another protocol, and is served with this one")
+                lines = [b"%b %b HTTP/%b\r\n" % (method, self._url, version)]
+                lines += [b"%b: %b\r\n" % header for header in self._headers if header[0] != b"upgrade"]
+                pieces += (piece[upgrade.args[0] :], b"".join(lines) + b"\r\n")
+                self._parser = httptools.HttpRequestParser(self)
+            except httptools.HttpParserError:
+                self._refuse()
+
     def on_message_begin(self) -> None:
         """A request begins."""
         self._url = b""
@@ -504,6 +533,8 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """The headers are complete: from now on it is an exchange."""
         parser, url, direct = self._parser, self._url, self._config.direct
+        if parser.should_upgrade():
+            return  # it comes once more, see `_parse`
         version, method, headers = parser.get_http_version(), parser.get_method(), self._headers
         self._useful = self.received
         if url[:1] == b"/" and b"#" not in url:
@@ -598,6 +629,8 @@ class Connection(asyncio.Protocol):
     def answered(self, exchange: Exchange) -> None:
         """An answer is complete: on to the next request."""
         self._state.total_requests += 1
+        if self._large:
+            self.buffer(0)
         if not exchange.keep_alive:
             self.transport.close()
         elif self._waiting:

@@ -239,13 +239,27 @@ def test_what_is_no_request_is_refused_and_the_connection_closed(server: Server,
     assert status_of(server, "smuggled") == 404
 
 
-def test_an_upgrade_is_not_followed(server: Server) -> None:
-    """What comes after it would be of another protocol."""
-    for upgrade in (b"websocket", b"h2c"):
-        head = b"GET /health HTTP/1.1\r\nHost: s\r\nConnection: Upgrade\r\nUpgrade: %b\r\n\r\n" % upgrade
-        answer = exchange(server, head + SMUGGLED)
-        assert b"101 Switching" not in answer
-        assert status_of(server, "smuggled") == 404
+@pytest.mark.parametrize("upgrade", [b"websocket", b"h2c"])
+def test_an_upgrade_is_not_followed_and_hides_nothing(server: Server, upgrade: bytes) -> None:
+    """The parser would end such a request with its headers, and take the body for the next one."""
+    wish = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: %b\r\nHTTP2-Settings: AAMA\r\n" % upgrade
+    put = b"PUT /v1/stream/open HTTP/1.1\r\nHost: s\r\nContent-Type: text/plain\r\n"
+    body = b"Content-Length: %d\r\n\r\n" % len(SMUGGLED) + SMUGGLED
+    read = b"GET /v1/stream/open HTTP/1.1\r\nHost: s\r\n"
+
+    answer = exchange(server, put + wish + body + read + wish + b"\r\n" + read + b"Connection: close\r\n\r\n")
+
+    assert b"101 Switching" not in answer
+    assert answer.count(b"HTTP/1.1 20") == 3
+    assert answer.count(SMUGGLED) == 2, "it is the body, and read as such"
+    assert status_of(server, "smuggled") == 404
+
+
+def test_a_tunnel_is_refused(server: Server) -> None:
+    answer = exchange(server, b"CONNECT s:1 HTTP/1.1\r\nHost: s\r\n\r\n" + SMUGGLED)
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert status_of(server, "smuggled") == 404
 
 
 # Bodies that grow
