@@ -27,9 +27,9 @@ from ._context import Encoding as Encoding
 
 # Sessions
 from ._append_session import AppendSession as AppendSession
-from ._append_session import AppendWriter as AppendWriter
-from ._append_session import AckIterator as AckIterator
-from ._append_session import AppendStatistics as AppendStatistics
+from ._append_views import AppendWriter as AppendWriter
+from ._append_views import AckIterator as AckIterator
+from ._append_views import AppendStatistics as AppendStatistics
 from ._ticket import AppendTicket as AppendTicket
 from ._producer import Producer as Producer
 from ._producer import RecordTicket as RecordTicket

@@ -70,24 +70,40 @@ State = Enum("State", "IDLE OPEN FINISHING PAUSED CHECKING ENDED")
 class Entry(Generic[T]):
     """A batch on its way.
 
-    Attributes:
+    Args:
         batch: What is appended.
         frame: The same, encoded for the wire.
         promise: The driver's; told how it ended.
+        keep: Whether to keep the batch. A session with large batches of small records has tens of thousands of them in
+            flight, which cost memory and work of the garbage collector; the frame has all their bytes.
+
+    Attributes:
+        count: Records of the batch.
+        size: Their metered bytes.
+        match_seq_num: Its condition, or None.
         due: When its acknowledgement is late; None until it is written.
         written: When it was handed to the present connection.
         uncertain: A connection may have stored it without saying so.
     """
 
-    __slots__ = ("batch", "due", "frame", "promise", "uncertain", "written")
+    __slots__ = ("_batch", "count", "due", "frame", "match_seq_num", "promise", "size", "uncertain", "written")
 
-    def __init__(self, batch: AppendInput, frame: bytes, promise: T) -> None:
-        self.batch = batch
+    def __init__(self, batch: AppendInput, frame: bytes, promise: T, *, keep: bool = True) -> None:
+        self._batch = batch if keep else None
+        self.count = len(batch.records)
+        self.size = batch.metered_bytes
+        self.match_seq_num = batch.match_seq_num
         self.frame = frame
         self.promise = promise
         self.due: float | None = None
         self.written = 0.0
         self.uncertain = False
+
+    @property
+    def batch(self) -> AppendInput:
+        """What is appended, if it was kept."""
+        assert self._batch is not None, "not kept"
+        return self._batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +239,7 @@ class AppendCore(Generic[T]):
     def accept(self, entry: Entry[T]) -> None:
         """Put a batch at the end of the line. Ask `refusal` and `has_room` before."""
         self.pending.append(entry)
-        self.pending_bytes += entry.batch.metered_bytes
+        self.pending_bytes += entry.size
 
     def close(self) -> None:
         """Accept nothing more, and end when everything is acknowledged."""
@@ -305,7 +321,7 @@ class AppendCore(Generic[T]):
         if not self.in_flight:
             raise S2ProtocolError("an acknowledgement came while nothing was in flight", definite=False)
         entry = self.pending[0]
-        count, end = len(entry.batch.records), ack.end.seq_num
+        count, end = entry.count, ack.end.seq_num
         if ack.count != count:
             raise S2ProtocolError(
                 f"an acknowledgement is for {ack.count} records, the batch has {count}", definite=False
@@ -326,7 +342,7 @@ class AppendCore(Generic[T]):
 
     def _settle(self, ack: AppendAck) -> Entry[T]:
         entry = self.pending.popleft()
-        self.pending_bytes -= entry.batch.metered_bytes
+        self.pending_bytes -= entry.size
         self.last_ack = ack
         self._attempts.progress()
         if not self._moving:
@@ -419,7 +435,7 @@ class AppendCore(Generic[T]):
         """Whether reading back can tell if the first batch is stored."""
         if not self._read_back or not self.pending:
             return False
-        return self.pending[0].uncertain and self.pending[0].batch.match_seq_num is not None
+        return self.pending[0].uncertain and self.pending[0].match_seq_num is not None
 
     def on_read_back(self, ack: AppendAck | None, *, stored: bool | None) -> Entry[T] | None:
         """What reading back has told about the batch of a `ReadBack`.

@@ -13,7 +13,6 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -27,6 +26,7 @@ from .._core.fresh import fresh
 from ..errors import BufferFullError
 from ._append_core import AppendCore, End, Entry, HalfClose, Open, ReadBack, Sleep, State, Write
 from ._append_link import AppendLink, S2SAppendLink, UnaryAppendLink, encode_input
+from ._append_views import AckIterator, AppendStatistics, AppendWriter
 from ._context import StreamContext
 from ._retry import S2Retry
 from ._stream import RecordLike, Stream, append_input
@@ -42,41 +42,6 @@ MAX_IN_FLIGHT_BYTES: int = 5 << 20
 _CLOSE_GRACE = 1.0
 #: Seconds in which a connection that cannot be written to may still say why: a terminal frame tells more.
 _LAST_WORDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class AppendStatistics:
-    """Where an append session stands, and where its time went.
-
-    Attributes:
-        pending_batches: Accepted and not acknowledged.
-        pending_bytes: Their metered bytes.
-        in_flight_batches: Of these, handed to the present connection.
-        waiting: Callers that wait for room.
-        acked_batches: Acknowledged so far.
-        acked_records: Their records.
-        acked_bytes: Their metered bytes.
-        connections: Connections made so far.
-        retries: Failures that were followed by another try.
-        window_wait: Seconds spent in writing, the wait for the server's window included.
-        ack_wait: Seconds from writing to acknowledgement, summed over batches.
-        max_ack_wait: The longest of these.
-        backpressure_wait: Seconds that callers spent waiting for room, summed.
-    """
-
-    pending_batches: int
-    pending_bytes: int
-    in_flight_batches: int
-    waiting: int
-    acked_batches: int
-    acked_records: int
-    acked_bytes: int
-    connections: int
-    retries: int
-    window_wait: float
-    ack_wait: float
-    max_ack_wait: float
-    backpressure_wait: float
 
 
 class _Place:
@@ -134,6 +99,7 @@ class AppendSession:
         self._stream_config = stream_config
         self._on_retry = on_retry
         self._s2s = context.uses_s2s
+        self._keep = read_back or not self._s2s
         self._core: AppendCore[AppendTicket] = AppendCore(
             context.retry if retry is None else retry,
             ack_timeout=context.timeouts.request,
@@ -144,7 +110,7 @@ class AppendSession:
             read_back=read_back,
         )
         self.on_idle: Callable[[], None] | None = None  # a producer's, called when everything is acknowledged
-        self._newest = self._settled = AppendTicket(0)
+        self._newest = self.settled = AppendTicket(0)
         self._line: deque[_Place] = deque()
         self._wake = anyio.Event()
         self._news: anyio.Event | None = None
@@ -315,7 +281,7 @@ class AppendSession:
     def accept(self, ticket: AppendTicket, batch: AppendInput) -> AppendTicket:
         self._check_usable()
         frame = encode_input(self._context, batch) if self._s2s else b""
-        self._core.accept(Entry(batch, frame, ticket))
+        self._core.accept(Entry(batch, frame, ticket, keep=self._keep))
         self._newest._next = ticket
         self._newest = ticket
         self._poke()
@@ -410,7 +376,7 @@ class AppendSession:
             self._news.set()
             self._news = None
 
-    async def _next_after(self, ticket: AppendTicket) -> AppendTicket | None:
+    async def next_after(self, ticket: AppendTicket) -> AppendTicket | None:
         """The batch accepted after this one, or None if there will be none."""
         while ticket._next is None:
             if self.closed or self._core.state is State.ENDED:
@@ -598,10 +564,10 @@ class AppendSession:
     def _settle(self, entry: Entry[AppendTicket], ack: AppendAck) -> None:
         """A batch is durable."""
         ticket = entry.promise
-        self._settled = ticket
+        self.settled = ticket
         self._acked_batches += 1
         self._acked_records += ticket.count
-        self._acked_bytes += entry.batch.metered_bytes
+        self._acked_bytes += entry.size
         took = anyio.current_time() - entry.written
         self._ack_wait += took
         self._max_ack_wait = max(self._max_ack_wait, took)
@@ -622,69 +588,3 @@ class AppendSession:
         if (settled := self._core.on_read_back(ack, stored=stored)) is not None and ack is not None:
             self._settle(settled, ack)
         self._look()
-
-
-class AppendWriter:
-    """The sink of an append session, made by `AppendSession.writer`.
-
-    `write` returns when the batch is accepted; leaving the block, or `aclose`, waits until all that was written is
-    durable. The session stays open.
-    """
-
-    def __init__(self, session: AppendSession) -> None:
-        self._session = session
-        self._last: AppendTicket | None = None
-        self._closed = False
-
-    async def __aenter__(self) -> AppendWriter:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._closed = True
-        if error is None:
-            await self.aclose()
-
-    async def write(
-        self,
-        batch: AppendInput | RecordLike | Iterable[RecordLike],
-        *,
-        match_seq_num: int | None = None,
-        fencing_token: str | None = None,
-    ) -> None:
-        """Hand over a batch, see `AppendSession.submit`. It is accepted then, not durable."""
-        if self._closed:
-            raise S2SessionClosedError("the writer was closed")
-        self._last = await self._session.submit(batch, match_seq_num=match_seq_num, fencing_token=fencing_token)
-
-    async def aclose(self) -> None:
-        """Wait until all that was written is durable.
-
-        Raises:
-            S2Error: it will not be.
-        """
-        self._closed = True
-        if self._last is not None:
-            await self._last.wait()
-
-
-class AckIterator:
-    """The acknowledgements of an append session, made by `AppendSession.acks`. A cancelled step loses nothing."""
-
-    def __init__(self, session: AppendSession) -> None:
-        self._session = session
-        self._before = session._settled
-
-    def __aiter__(self) -> AckIterator:
-        return self
-
-    async def __anext__(self) -> AppendAck:
-        ticket = await self._session._next_after(self._before)
-        if ticket is None:
-            if (failure := self._session.failure_cause) is not None:
-                raise fresh(failure)
-            raise StopAsyncIteration
-        ack = await ticket.wait()
-        self._before = ticket
-        return ack
