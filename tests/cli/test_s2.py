@@ -1,6 +1,7 @@
 """`durable-streams s2 ...` against a fake server over real sockets."""
 
 import base64
+import io
 import json
 import signal
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 
+from durable_streams.cli import s2_records
 from durable_streams.cli.s2_metrics import bars, drawn
 from durable_streams.s2 import Accumulation, Gauge, Scalar
 from durable_streams.testing import S2Fake
@@ -289,6 +291,23 @@ def test_series_are_drawn_as_bars() -> None:
     assert bars([5]) == "█"
     assert bars([-3, 4]) == " █"
     assert len(bars(list(range(1000)))) == 60
+
+
+def test_progress_is_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal, now = Terminal(), iter([0.0, 1.0, 2.0])
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr(s2_records.time, "monotonic", lambda: next(now))
+    progress = s2_records._Progress("records")
+    progress.show(256, lambda: "7 batches pending")
+    progress.show(257, lambda: "8 batches pending")
+    progress.end(400)
+
+    assert "256 records, 256 per second, 7 batches pending" in terminal.getvalue()
+    assert terminal.getvalue().endswith("400 records, 200 per second\x1b[K\n")
 
 
 def test_measurements_are_drawn_for_a_person() -> None:
