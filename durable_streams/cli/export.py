@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from contextlib import suppress
 
@@ -42,7 +43,7 @@ def export(store: str, stream: str, *, file: str) -> None:
 
 def _to_file(store: str, stream: str, file: str) -> Transfer:
     """Write an export to a file, which is there only when it is whole."""
-    part = f"{file}.part{os.getpid()}"
+    part = f"{file}.part-{secrets.token_hex(4)}"
     try:
         with open(part, "xb") as target:
             done = export_stream(store, stream, target)

@@ -14,10 +14,12 @@ from durable_streams.server.stores import sqlite_schema
 from durable_streams.server.stores.sqlite_checksums import (
     CHANGING,
     FIXED,
+    SMALL,
     block_checksum,
     fixed_checksum,
     producer_checksum,
     stream_checksum,
+    values_checksum,
 )
 from durable_streams.testing.store_steps import append_to, create_stream, fork_stream
 
@@ -54,6 +56,9 @@ def check(path: Path) -> int:
     for row in rows(path, "producers"):
         assert row.pop("checksum") == producer_checksum(**row)
         count += 1
+    for table, columns in SMALL.items():
+        for row in rows(path, table):
+            assert row["checksum"] == values_checksum(*(row[column] for column in columns)), row
     for row in rows(path, "blocks"):
         row["end"] = row.pop("end_offset")
         found = row.pop("checksum")
@@ -85,6 +90,7 @@ def make_it_old(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         for table, column in (
             *(("blocks", "checksum"), ("producers", "checksum"), ("producers", "tail"), ("streams", "checksum")),
+            *((table, "checksum") for table in SMALL),
         ):
             connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
         connection.execute("UPDATE meta SET value = 1 WHERE key = 'schema_version'")

@@ -9,6 +9,7 @@ The copy appears under its name when it is whole and on disk, not before.
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def backup_store(
     """
     source, target = os.fspath(path), os.fspath(destination)
     _check_target(source, target, overwrite=overwrite)
-    part = f"{target}.part{os.getpid()}"
+    part = f"{target}.part-{secrets.token_hex(4)}"
     try:
         try:
             os.close(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))  # there are secrets in it

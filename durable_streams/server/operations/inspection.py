@@ -11,7 +11,7 @@ from ..stores.reports import ProducerReport, StoreReport, StreamReport, Subscrip
 from ..stores.sqlite_reports import report_producers, report_store, report_streams
 from ..subscriptions.model import Link
 from ..subscriptions.records import decode_record
-from .snapshot import open_snapshot
+from .snapshot import making_sense, open_snapshot
 
 _PAGE = 1000
 _ALL = -1
@@ -32,7 +32,8 @@ class StoreInspection:
 
     def store(self) -> StoreReport:
         """The store as a whole."""
-        return report_store(self._connection, self._path)
+        with making_sense(self._path):
+            return report_store(self._connection, self._path)
 
     def streams(self, prefix: str = "") -> Iterator[StreamReport]:
         """All streams in the order of their paths, those included that are soft-deleted.
@@ -41,22 +42,32 @@ class StoreInspection:
             prefix: Only the stream of this path, and those below it.
         """
         after = ""
-        while page := report_streams(self._connection, prefix, after, _PAGE):
+        while True:
+            with making_sense(self._path):
+                page = report_streams(self._connection, prefix, after, _PAGE)
+            if not page:
+                return
             yield from page
             after = page[-1].path
 
     def producers(self, stream: str) -> Iterator[ProducerReport]:
         """All producers of the stream with this path, those first that were seen last."""
-        yield from report_producers(self._connection, stream, _ALL)
+        with making_sense(self._path):
+            found = report_producers(self._connection, stream, _ALL)
+        yield from found
 
     def subscriptions(self) -> Iterator[SubscriptionReport]:
         """All subscriptions."""
-        for path, text in self._connection.execute("SELECT path, record FROM subscriptions ORDER BY path"):
-            links = {
-                stream: Link(acked, bool(explicit), bool(glob), incarnation)
-                for stream, acked, explicit, glob, incarnation in self._connection.execute(_LINKS, (path,))
-            }
-            yield SubscriptionReport.of(decode_record(text), links)
+        with making_sense(self._path):
+            found = self._connection.execute("SELECT path, record FROM subscriptions ORDER BY path").fetchall()
+        for path, text in found:
+            with making_sense(self._path):
+                links = {
+                    stream: Link(acked, bool(explicit), bool(glob), incarnation)
+                    for stream, acked, explicit, glob, incarnation in self._connection.execute(_LINKS, (path,))
+                }
+                report = SubscriptionReport.of(decode_record(text), links)
+            yield report
 
 
 @contextmanager

@@ -33,7 +33,14 @@ from ..creation import MAX_DEPTH, StreamConfig
 from ..offsets import Offset, format_offset
 from ..stores.sqlite_access import expiry
 from ..stores.sqlite_blocks import BLOCK_BYTES, Cuts, unpack
-from ..stores.sqlite_checksums import block_checksum, fixed_checksum, producer_checksum, stream_checksum
+from ..stores.sqlite_checksums import (
+    SMALL,
+    block_checksum,
+    fixed_checksum,
+    producer_checksum,
+    stream_checksum,
+    values_checksum,
+)
 from ..stores.sqlite_schema import LIVE, REMOVED, SOFT_DELETED
 from ..subscriptions.model import BEFORE
 from ..subscriptions.records import decode_record
@@ -117,6 +124,7 @@ class RowCheck:
         self._add = add
         self._counts = counts
         self._streams: dict[int, _Stream] = {}
+        self._counted: object = None  # how many streams there should be
         self._unchecked = 0  # blocks up to this row may be without a checksum
 
     def parts(self) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -139,15 +147,24 @@ class RowCheck:
             self._add(where, f"{', '.join(wrong)}: no value that can stand there")
         return not wrong
 
+    def _small(self, table: str) -> Iterator[sqlite3.Row]:
+        """The rows of a small table, with a look at their checksums."""
+        for row in self._rows(f"SELECT * FROM {table}"):  # noqa: S608  # a constant
+            columns = SMALL[table]
+            if row["checksum"] != values_checksum(*(row[column] for column in columns)):
+                self._add(f"{table}, {row[columns[0]]!s}", "its record was changed: the checksum does not fit")
+            yield row
+
     # --- meta
 
     def _check_meta(self) -> None:
-        known = {row["key"]: row["value"] for row in self._rows("SELECT key, value FROM meta")}
+        known = {row["key"]: row["value"] for row in self._small("meta")}
         if known.get("closed_cleanly") not in (0, 1, None):
             self._add("meta", f"closed_cleanly is {known['closed_cleanly']!r}")
         floor = known.get("access_floor", 0.0)
         if not isinstance(floor, int | float) or math.isnan(floor):
             self._add("meta", f"access_floor is {floor!r}")
+        self._counted = known.get("streams")
         unchecked = known.get("blocks_without_checksum", 0)
         if isinstance(unchecked, int) and unchecked >= 0:
             self._unchecked = unchecked
@@ -181,6 +198,9 @@ class RowCheck:
 
     def _check_ends(self) -> None:
         """What shows of streams when all data was read."""
+        alive = sum(stream.state != REMOVED for stream in self._streams.values())
+        if self._counted not in (None, alive):
+            self._add("meta", f"it counts {self._counted!r} streams, there are {alive}")
         for number, stream in self._streams.items():
             where = f"stream {stream.path}"
             if stream.state == REMOVED:
@@ -320,7 +340,7 @@ class RowCheck:
 
     def _check_subscriptions(self) -> None:
         paths = set()
-        for row in self._rows("SELECT path, incarnation, record FROM subscriptions"):
+        for row in self._small("subscriptions"):
             self._counts.subscriptions += 1
             where = f"subscription {row['path']!s}"
             paths.add(row["path"])
@@ -332,7 +352,7 @@ class RowCheck:
                 continue
             if not fits:
                 self._add(where, "its record is that of another subscription")
-        for row in self._rows("SELECT * FROM subscription_links"):
+        for row in self._small("subscription_links"):
             where = f"link of {row['subscription']!s} to {row['stream']!s}"
             if row["subscription"] not in paths:
                 self._add(where, "belongs to no subscription")
@@ -342,7 +362,7 @@ class RowCheck:
                 self._add(where, "is neither an explicit link nor one by a pattern")
 
     def _check_secrets(self) -> None:
-        for row in self._rows("SELECT name, value FROM secrets"):
+        for row in self._small("secrets"):
             if not isinstance(row["value"], bytes) or not row["value"]:
                 self._add(f"secret {row['name']!s}", "has no value")
 

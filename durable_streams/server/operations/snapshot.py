@@ -71,6 +71,19 @@ def _decode(text: bytes) -> str:
     return text.decode("utf-8", "surrogateescape")
 
 
+@contextmanager
+def making_sense(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What cannot be understood in the block is damage.
+
+    Raises:
+        StoreFormatError: for it.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        raise StoreFormatError(f"{os.fspath(path)}: damaged: {error}; `durable-streams verify` tells where") from error
+
+
 def check_kind(connection: sqlite3.Connection, name: str) -> None:
     """Make sure that a database is a store that this release can read.
 

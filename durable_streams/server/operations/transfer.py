@@ -36,9 +36,9 @@ from ..stores.sqlite_records import (
     load,
     producer_row,
 )
-from ..stores.sqlite_schema import connect_writer
+from ..stores.sqlite_schema import connect_writer, write_meta
 from .export_file import ExportReader, ExportWriter, Producer, StreamHead
-from .snapshot import open_snapshot
+from .snapshot import making_sense, open_snapshot
 
 _PRODUCERS = "SELECT producer, epoch, seq, tail, updated FROM producers WHERE stream = ? ORDER BY producer"
 _BLOCKS = """
@@ -91,7 +91,10 @@ def export_stream(path: str | os.PathLike[str], stream: str, file: BinaryIO) -> 
         OSError: if the file cannot be written.
     """
     with open_snapshot(path) as connection:
-        record = load(connection, _normal(stream))
+        normal = _normal(stream)
+        with making_sense(path):
+            record = load(connection, normal)
+            producers = [] if record is None else connection.execute(_PRODUCERS, (record.id,)).fetchall()
         if record is None or record.state.deleted:
             raise StreamMissingError(f"{os.fspath(path)}: there is no stream {stream}")
         state, fork = record.state, record.config.fork
@@ -110,18 +113,21 @@ def export_stream(path: str | os.PathLike[str], stream: str, file: BinaryIO) -> 
             ),
             None if fork is None else fork.source,
         )
-        count = 0
-        for name, epoch, seq, tail, updated in connection.execute(_PRODUCERS, (record.id,)):
+        for name, epoch, seq, tail, updated in producers:
             writer.producer(Producer(name, ProducerState(epoch, seq), tail, updated))
-            count += 1
         end = 0
-        for payload in _appends(connection, record.lineage, json=is_json(became.effective_type)):
+        appends = _appends(connection, record.lineage, json=is_json(became.effective_type))
+        while True:
+            with making_sense(path):
+                payload = next(appends, None)
+            if payload is None:
+                break
             end += len(payload.data)
             writer.append(payload, end)
         if end != state.tail:
             raise StoreError(f"{os.fspath(path)}: damaged: {stream} ends at {end} instead of {state.tail}; verify it")
         writer.end()
-        return Transfer(record.ref.path, end, state.closed, writer.appends, count)
+        return Transfer(record.ref.path, end, state.closed, writer.appends, len(producers))
 
 
 def import_stream(
@@ -212,6 +218,9 @@ def _import(
     ref = StreamRef(path, secrets.token_urlsafe(9))
     lineage = branch((), number, 0)
     insert(connection, [Record(number, ref, head.asked, head.config, state, head.created, now, lineage)])
+    counted = connection.execute("SELECT value FROM meta WHERE key = 'streams'").fetchone()
+    if counted is not None:
+        write_meta(connection, "streams", counted[0] + 1)
     producers = 0
     for producer in reader.producers():
         row = producer_row(number, producer.id, producer.state, producer.tail, producer.updated)

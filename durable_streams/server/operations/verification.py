@@ -140,7 +140,7 @@ class _Report:
         """Run a check; that something cannot be read is a finding. Returns whether it could."""
         try:
             check()
-        except (sqlite3.Error, IndexError) as error:  # IndexError: a column is missing
+        except (sqlite3.Error, IndexError, UnicodeDecodeError) as error:  # a column is missing, or its name damaged
             self.add(where, f"cannot be read: {error}")
             return False
         return True

@@ -1,17 +1,18 @@
 """Checksums of rows: what SQLite does not have, and `verify_store` needs.
 
-SQLite checks the structure of its pages, but a bit that flips inside a value goes unnoticed. So every row of data,
-every producer and every stream carries a CRC-32 of all its values, which the writer computes and nothing but
-`verify_store` reads. It costs a few tenths of a microsecond per row, and a millisecond per MiB of data at most.
+SQLite checks the structure of its pages, but a bit that flips inside a value goes unnoticed. So every row carries a
+CRC-32 of all its values, which the writer computes and nothing but `verify_store` reads. It costs a few tenths of a
+microsecond per row, and a millisecond per MiB of data at most. (The edges of forks have none: they say nothing that
+`streams` does not say.)
 
-A block that was written before there were checksums has none (`meta` tells up to which row that may be so); producers
-and streams got theirs when the store was brought up to date.
+A block that was written before there were checksums has none (`meta` tells up to which row that may be so); all others
+got theirs when the store was brought up to date.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from struct import Struct
 from zlib import crc32
 
@@ -24,6 +25,13 @@ FIXED = (
 )
 CHANGING = ("state", "closed", "closed_by", "closed_epoch", "closed_seq", "last_seq", "last_access", "expires")
 _REAL = frozenset(("created", "last_access", "expires"))
+#: Small tables, and what the checksum of a row is of.
+SMALL: dict[str, tuple[str, ...]] = {
+    "meta": ("key", "value"),
+    "subscriptions": ("path", "incarnation", "record"),
+    "subscription_links": ("subscription", "stream", "acked", "explicit", "glob", "incarnation"),
+    "secrets": ("name", "value"),
+}
 
 
 def block_checksum(
@@ -61,6 +69,12 @@ def stream_checksum(row: Mapping[str, object], fixed: int) -> int:
     return _of_values(row, CHANGING, fixed)
 
 
+def values_checksum(*values: object) -> int:
+    """Checksum of a row of one of the `SMALL` tables."""
+    plain = [int(value) if isinstance(value, bool) else value for value in values]
+    return crc32(repr(plain).encode("utf-8", "surrogatepass"))
+
+
 def _of_values(row: Mapping[str, object], names: Iterable[str], seed: int) -> int:
     """The same for values that are to be stored and for those that were: SQLite has neither bool nor whole reals."""
     values: list[object] = []
@@ -84,18 +98,23 @@ def add_checksums(connection: sqlite3.Connection) -> None:
         "ALTER TABLE producers ADD COLUMN tail INTEGER",
         "ALTER TABLE producers ADD COLUMN checksum INTEGER",
         "ALTER TABLE streams ADD COLUMN checksum INTEGER",
-        "INSERT OR REPLACE INTO meta SELECT 'blocks_without_checksum', coalesce(max(rowid), 0) FROM blocks",
+        *(f"ALTER TABLE {table} ADD COLUMN checksum INTEGER" for table in SMALL),
+        "INSERT OR REPLACE INTO meta SELECT 'blocks_without_checksum', coalesce(max(rowid), 0), NULL FROM blocks",
     ):
         connection.execute(statement)
-    connection.create_function("producer_checksum", 6, producer_checksum, deterministic=True)
-    connection.execute("UPDATE producers SET checksum = producer_checksum(stream, producer, epoch, seq, tail, updated)")
-    connection.create_function("producer_checksum", 6, None)
     names: Sequence[str] = (*FIXED, *CHANGING)
 
     def of_stream(*values: object) -> int:
         row = dict(zip(names, values, strict=True))
         return stream_checksum(row, fixed_checksum(row))
 
-    connection.create_function("stream_checksum", len(names), of_stream, deterministic=True)
-    connection.execute(f"UPDATE streams SET checksum = stream_checksum({', '.join(names)})")  # noqa: S608  # constants
-    connection.create_function("stream_checksum", len(names), None)
+    producer = ("stream", "producer", "epoch", "seq", "tail", "updated")
+    tables: list[tuple[str, Sequence[str], Callable[..., int]]] = [
+        ("producers", producer, producer_checksum),
+        ("streams", names, of_stream),
+        *((table, columns, values_checksum) for table, columns in SMALL.items()),
+    ]
+    for table, columns, function in tables:
+        connection.create_function("row_checksum", len(columns), function, deterministic=True)
+        connection.execute(f"UPDATE {table} SET checksum = row_checksum({', '.join(columns)})")  # noqa: S608  # constants
+        connection.create_function("row_checksum", len(columns), None)

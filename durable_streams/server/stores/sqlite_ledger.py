@@ -49,6 +49,7 @@ from .sqlite_records import (
     producer_row,
     update,
 )
+from .sqlite_schema import write_meta
 
 _PRODUCER = "SELECT epoch, seq FROM producers WHERE stream = ? AND producer = ?"
 _EXPIRING = "SELECT path FROM streams WHERE expires <= ? ORDER BY expires LIMIT ?"
@@ -56,7 +57,6 @@ _ADD_EDGE = "INSERT OR IGNORE INTO fork_edges (fork, source) VALUES (?, ?)"
 _DROP_EDGE = "DELETE FROM fork_edges WHERE fork = ?"
 _A_FORK = "SELECT path FROM streams WHERE id = (SELECT fork FROM fork_edges WHERE source = ? LIMIT 1)"
 _COUNT = "SELECT value FROM meta WHERE key = 'streams'"
-_SET_COUNT = "INSERT OR REPLACE INTO meta (key, value) VALUES ('streams', ?)"
 
 _PAGE_BYTES = 4096
 # A time of use is stored when it moved by this many seconds, or by this part of the TTL if that is more.
@@ -308,7 +308,7 @@ class Ledger:
         if new:
             insert(self._connection, list(new.values()))
         if self.streams != self._stored_streams:
-            self._connection.execute(_SET_COUNT, (self.streams,))
+            write_meta(self._connection, "streams", self.streams)
             self._stored_streams = self.streams
         payloads, self._payloads = self._payloads, {}
         if payloads:

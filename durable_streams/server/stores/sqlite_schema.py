@@ -10,11 +10,11 @@ What is where:
   requests read, for SQLite reads a row from its beginning: the others are read without it.
 - `producers` has the state of each producer, for as long as its stream lives, and what the stream's tail was when the
   producer's last request was accepted.
-- The `checksum` of a row of these three is there for `verify_store` (`sqlite_checksums`).
 - `fork_edges` has a row for each fork whose source must not go. A row, and no counter: adding and removing it can be
   repeated. A fork reads the blocks of its source up to `base`, and its own from there on.
 - `subscriptions` and `subscription_links` have what `SubscriptionStore` is given, `secrets` what it keeps secret.
 - `meta` has the schema's version and what else there is one of.
+- The `checksum` of a row is there for `verify_store` (`sqlite_checksums`).
 
 A stream that is deleted keeps its row in the state `REMOVED` until its blocks have been removed, a few at a time.
 
@@ -31,7 +31,7 @@ from contextlib import suppress
 from typing import Any, Literal, TypeAlias
 
 from .errors import StoreError, StoreFormatError
-from .sqlite_checksums import add_checksums
+from .sqlite_checksums import add_checksums, values_checksum
 
 Durability: TypeAlias = Literal["full", "relaxed"]
 Check: TypeAlias = Literal["auto", "quick", "full", "none"]
@@ -48,7 +48,7 @@ SOFT_DELETED = 1  # nobody sees it, but forks need its data
 REMOVED = 2  # gone; its rows are still to be purged
 
 _SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE meta (key TEXT PRIMARY KEY, value, checksum INTEGER) WITHOUT ROWID;
 
 CREATE TABLE streams (
     id INTEGER PRIMARY KEY,
@@ -84,13 +84,16 @@ CREATE TABLE producers (
 CREATE TABLE fork_edges (fork INTEGER PRIMARY KEY, source INTEGER NOT NULL);
 CREATE INDEX fork_edges_by_source ON fork_edges (source);
 
-CREATE TABLE subscriptions (path TEXT PRIMARY KEY, incarnation TEXT NOT NULL, record TEXT NOT NULL);
+CREATE TABLE subscriptions (
+    path TEXT PRIMARY KEY, incarnation TEXT NOT NULL, record TEXT NOT NULL, checksum INTEGER
+);
 CREATE TABLE subscription_links (
     subscription TEXT NOT NULL, stream TEXT NOT NULL, acked INTEGER NOT NULL,
     explicit INTEGER NOT NULL, glob INTEGER NOT NULL, incarnation TEXT NOT NULL,
+    checksum INTEGER,
     PRIMARY KEY (subscription, stream)
 ) WITHOUT ROWID;
-CREATE TABLE secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL, checksum INTEGER);
 """
 
 #: Version -> what makes the next version of it, inside a transaction.
@@ -171,8 +174,8 @@ def note_opening(connection: sqlite3.Connection, now: float) -> float:
         floor = float(_read_meta(connection, "access_floor", float("-inf")))
         if not _read_meta(connection, "closed_cleanly", 1):
             floor = now
-            _write_meta(connection, "access_floor", floor)
-        _write_meta(connection, "closed_cleanly", 0)
+            write_meta(connection, "access_floor", floor)
+        write_meta(connection, "closed_cleanly", 0)
     return floor
 
 
@@ -196,7 +199,7 @@ def _prepare(connection: sqlite3.Connection, path: str) -> None:
         _use_wal(connection, path)
         with _Transaction(connection):
             create_tables(connection)
-            _write_meta(connection, "schema_version", SCHEMA_VERSION)
+            write_meta(connection, "schema_version", SCHEMA_VERSION)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         return
     if application_id != APPLICATION_ID:
@@ -210,7 +213,7 @@ def _prepare(connection: sqlite3.Connection, path: str) -> None:
     for step in range(version, SCHEMA_VERSION):
         with _Transaction(connection):
             MIGRATIONS[step](connection)
-            _write_meta(connection, "schema_version", step + 1)
+            write_meta(connection, "schema_version", step + 1)
 
 
 def _use_wal(connection: sqlite3.Connection, path: str) -> None:
@@ -234,8 +237,10 @@ def _read_meta(connection: sqlite3.Connection, key: str, default: Any = None) ->
     return default if found is None else found[0]
 
 
-def _write_meta(connection: sqlite3.Connection, key: str, value: object) -> None:
-    connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value))
+def write_meta(connection: sqlite3.Connection, key: str, value: object) -> None:
+    """Set one of the values in `meta`, inside a transaction."""
+    row = (key, value, values_checksum(key, value))
+    connection.execute("INSERT OR REPLACE INTO meta (key, value, checksum) VALUES (?, ?, ?)", row)
 
 
 class _Transaction:

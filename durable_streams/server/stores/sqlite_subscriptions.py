@@ -11,14 +11,15 @@ from functools import partial
 from ..subscriptions.model import Link
 from ..subscriptions.records import Record, decode_record, encode_record
 from .base import StreamInfo
+from .sqlite_checksums import values_checksum
 from .sqlite_ledger import Ledger
 from .sqlite_opening import Opening
 from .sqlite_records import list_records
 
-_SAVE = "INSERT OR REPLACE INTO subscriptions (path, incarnation, record) VALUES (?, ?, ?)"
+_SAVE = "INSERT OR REPLACE INTO subscriptions (path, incarnation, record, checksum) VALUES (?, ?, ?, ?)"
 _SAVE_LINK = """
-INSERT OR REPLACE INTO subscription_links (subscription, stream, acked, explicit, glob, incarnation)
-VALUES (?, ?, ?, ?, ?, ?)
+INSERT OR REPLACE INTO subscription_links (subscription, stream, acked, explicit, glob, incarnation, checksum)
+VALUES (?, ?, ?, ?, ?, ?, ?)
 """
 _LINKS = """
 SELECT stream, acked, explicit, glob, incarnation FROM subscription_links WHERE subscription = ? ORDER BY stream
@@ -80,12 +81,13 @@ def _save(ledger: Ledger, record: Record, links: Mapping[str, Link | None]) -> N
     known = ledger.query("SELECT incarnation FROM subscriptions WHERE path = ?", (path,)).fetchone()
     if known is not None and known[0] != record.incarnation:
         ledger.execute(_REMOVE_LINKS, (path,))
-    ledger.execute(_SAVE, (path, record.incarnation, encode_record(record)))
+    ledger.execute(_SAVE, _with_checksum(path, record.incarnation, encode_record(record)))
     for stream, link in links.items():
         if link is None:
             ledger.execute("DELETE FROM subscription_links WHERE subscription = ? AND stream = ?", (path, stream))
         else:
-            ledger.execute(_SAVE_LINK, (path, stream, link.acked, link.explicit, link.glob, link.incarnation))
+            row = _with_checksum(path, stream, link.acked, link.explicit, link.glob, link.incarnation)
+            ledger.execute(_SAVE_LINK, row)
 
 
 def _remove(ledger: Ledger, path: str) -> None:
@@ -94,6 +96,11 @@ def _remove(ledger: Ledger, path: str) -> None:
 
 
 def _keep_secret(ledger: Ledger, name: str, value: bytes) -> bytes:
-    ledger.execute("INSERT OR IGNORE INTO secrets (name, value) VALUES (?, ?)", (name, value))
+    row = _with_checksum(name, value)
+    ledger.execute("INSERT OR IGNORE INTO secrets (name, value, checksum) VALUES (?, ?, ?)", row)
     (kept,) = ledger.query("SELECT value FROM secrets WHERE name = ?", (name,)).fetchone()
     return bytes(kept)
+
+
+def _with_checksum(*values: object) -> tuple[object, ...]:
+    return *values, values_checksum(*values)

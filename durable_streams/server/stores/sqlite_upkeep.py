@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .sqlite_checksums import values_checksum
 from .sqlite_ledger import Ledger
 
 _PURGED_ROWS = 1000
@@ -18,6 +19,7 @@ _DELETE_BLOCKS = "DELETE FROM blocks WHERE stream = ? AND end_offset <= ?"
 _DELETE_PRODUCERS = """
 DELETE FROM producers WHERE stream = ?1 AND producer IN (SELECT producer FROM producers WHERE stream = ?1 LIMIT ?2)
 """
+_CLOSED_CLEANLY = "UPDATE meta SET value = 1, checksum = ? WHERE key = 'closed_cleanly'"
 
 
 def leftovers(ledger: Ledger) -> list[int]:
@@ -73,4 +75,4 @@ def vacuum(ledger: Ledger) -> bool:
 
 def note_clean_end(ledger: Ledger) -> None:
     """Enter that all times of use are stored, see `sqlite_schema.note_opening`."""
-    ledger.execute("UPDATE meta SET value = 1 WHERE key = 'closed_cleanly'")
+    ledger.execute(_CLOSED_CLEANLY, (values_checksum("closed_cleanly", 1),))

@@ -170,11 +170,28 @@ CHANGES = {
         "UPDATE subscriptions SET path = '/x'",
         r"subscription /x: its record is that of another",
     ),
+    "a subscription's text": (
+        "UPDATE subscriptions SET record = replace(record, 'a worker', 'no worker')",
+        r"subscriptions, .*worker: its record was changed: the checksum does not fit",
+    ),
+    "a cursor that is possible": (
+        "UPDATE subscription_links SET acked = acked + 1",
+        r"subscription_links, .*worker: its record was changed: the checksum does not fit",
+    ),
+    "a key": ("UPDATE secrets SET value = x'00'", r"secrets, token key: its record was changed: the checksum does not"),
     "links of nobody": ("DELETE FROM subscriptions", r"link of .*worker to /v1/stream/bytes: belongs to no subscr"),
     "a cursor": ("UPDATE subscription_links SET acked = -2", r"its cursor is -2"),
     "a kind of link": ("UPDATE subscription_links SET explicit = 0, glob = 0", r"is neither an explicit link nor one"),
     "a secret": ("UPDATE secrets SET value = x''", r"secret token key: has no value"),
     "meta": ("UPDATE meta SET value = 'x' WHERE key = 'closed_cleanly'", r"meta: closed_cleanly is 'x'"),
+    "how many streams there are": (
+        "UPDATE meta SET value = value + 1 WHERE key = 'streams'",
+        r"meta: it counts 9 streams, there are 8",
+    ),
+    "when TTLs begin": (
+        "INSERT OR REPLACE INTO meta VALUES ('access_floor', 5.0, 1)",
+        r"meta, access_floor: its record was changed: the checksum does not fit",
+    ),
     "an index": ("DROP INDEX blocks_by_offset", r"tables: index blocks_by_offset is missing"),
     "a column": ("ALTER TABLE producers DROP COLUMN tail", r"tables: table producers has other columns"),
     "a table": ("DROP TABLE fork_edges", r"tables: table fork_edges is missing"),
