@@ -14,6 +14,7 @@ import random
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlencode, urlsplit
@@ -206,7 +207,7 @@ class Service:
         """Whether "auto" means HTTP/2 for this URL: hpack is installed, and no proxy stands between."""
         parts = urlsplit(url)
         proxy = Proxies(None).find(parts.scheme, parts.hostname or "", parts.port)
-        return proxy is None and find_spec("hpack") is not None
+        return proxy is None and has_hpack()
 
     # -- Headers -------------------------------------------------------------------------------------------
 
@@ -315,6 +316,12 @@ class StreamContext:
     def redact(self, data: bytes) -> bytes:
         """See `Service.redact`; the encryption key as well."""
         return self.service.redact(data, self._encryption_key or "")
+
+
+@cache
+def has_hpack() -> bool:
+    """Whether hpack is installed, looked up once."""
+    return find_spec("hpack") is not None
 
 
 def with_query(url: str, query: Mapping[str, str] | None) -> str:

@@ -79,7 +79,7 @@ async def test_auto_is_plain_http_behind_a_proxy(monkeypatch: pytest.MonkeyPatch
 
 async def test_auto_is_plain_http_without_hpack(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = S2("ignored", endpoints="http://localhost:8080").basin(BASIN).stream("s")
-    monkeypatch.setattr("durable_streams.s2._context.find_spec", lambda name: None)
+    monkeypatch.setattr("durable_streams.s2._context.has_hpack", lambda: False)
 
     assert not stream._context.uses_s2s
 
