@@ -200,6 +200,34 @@ async def test_a_bounded_read_cut_exactly_at_the_tail_ends_cleanly() -> None:
     assert len(world.connections) == 2
 
 
+async def test_every_connection_carries_the_headers_of_the_first() -> None:
+    world = World(Plan(cut_after=1))
+    world.fill(6)
+    context = world.context(encryption_key="S2V5S2V5S2V5S2V5S2V5S2V5S2V5S2V5S2V5S2V5S2U=")
+
+    async with ReadSession(context, ReadOptions(START, count=6), stream_config="{}") as session:
+        await numbers(session)
+
+    first, second = (connection.headers for connection in world.connections)
+    assert first == second
+    assert {"s2-encryption-key", "s2-stream-config", "s2-basin", "authorization", "content-type"} <= set(first)
+
+
+async def test_a_stream_without_any_record_left_is_followed_from_its_tail() -> None:
+    world = World(Plan(cut_after=1))
+    world.fill(6)
+    world.first = 6
+
+    async with reading(world) as session:
+        await session.wait_caught_up()
+        position = session.next_read_position
+        with anyio.move_on_after(30):
+            await anext(session)
+
+    assert position == StreamPosition(6, 1002)
+    assert [connection.query["seq_num"] for connection in world.connections] == ["0", "6"]
+
+
 async def test_a_stream_that_lost_records_is_an_error() -> None:
     world = World(Plan(cut_after=2))
     world.fill(6)
