@@ -49,7 +49,7 @@ class S2Retry:
 
     Attributes:
         max_attempts: Tries in a row that may fail before giving up, the first included; 1 never repeats. A session
-            counts afresh after progress.
+            counts afresh after progress. A server that says that it is about to stop is asked once more all the same.
         min_base_delay: Base of the first delay, in seconds. It doubles with each failure in a row.
         max_base_delay: Largest base, in seconds. A delay is drawn from its base to twice its base.
         append_retry_policy: "all", or "no_side_effects" to repeat only appends that certainly were not stored.
