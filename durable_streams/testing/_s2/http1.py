@@ -1,4 +1,4 @@
-"""The server's side of one HTTP/1.1 connection. It trusts its clients to speak HTTP.
+"""The server's side of one HTTP/1.1 connection, as much of HTTP as clients of S2 need.
 
 One task reads all the time, so that a client that goes away is noticed while its answer waits for records; it stops
 reading while nobody takes what it has.
@@ -6,6 +6,7 @@ reading while nobody takes what it has.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -16,6 +17,10 @@ from .exchange import GONE, Exchange, S2Request, Wiring
 
 _ROOM = 1 << 18
 _LINGER = 1.0
+
+
+class _MalformedError(Exception):
+    """The client does not speak HTTP."""
 
 
 class Http1Connection:
@@ -51,6 +56,9 @@ class Http1Connection:
                     tasks.cancel_scope.cancel()
             except* GONE:
                 pass  # the client's right
+            except* _MalformedError:
+                with anyio.move_on_after(_LINGER):
+                    await self._refuse()
 
     async def _linger(self) -> None:
         """Let the client read the answer before the connection goes: bytes left unread here would make it a reset."""
@@ -119,6 +127,12 @@ class Http1Connection:
             await self.fill()
         return (await self.take(at + len(end)))[:at]
 
+    async def _refuse(self) -> None:
+        try:
+            await self.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        except GONE:
+            return  # the client's right
+
     async def write(self, data: bytes) -> None:
         """Send bytes."""
         await self._stream.send(data)
@@ -127,9 +141,13 @@ class Http1Connection:
         """Serve one request. Returns whether there may be another."""
         head = await self.take_line(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
-        method, target, _ = first.split(" ")
+        if len(words := first.split(" ")) != 3:
+            raise _MalformedError(first)
+        method, target, _ = words
         pairs = (line.partition(":") for line in lines)
         headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
+        if not headers.get("content-length", "0").isdigit():
+            raise _MalformedError(headers["content-length"])
         exchange = _Exchange(self, self._wiring.request(self._number, "1.1", method, target, headers))
         async with anyio.create_task_group() as tasks:
 
@@ -159,7 +177,10 @@ class _Exchange(Exchange):
 
     async def receive(self) -> bytes:
         if self._chunked:
-            size = int((await self._connection.take_line()).split(b";")[0], 16)
+            line = (await self._connection.take_line()).split(b";")[0].strip()
+            if not re.fullmatch(rb"[0-9A-Fa-f]{1,8}", line):
+                raise _MalformedError(line)
+            size = int(line, 16)
             data = await self._connection.take(size)
             await self._connection.take(2)
             self._chunked = size > 0

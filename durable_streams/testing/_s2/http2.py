@@ -1,8 +1,9 @@
 """The server's side of one HTTP/2 connection, in the clear and by prior knowledge.
 
 Frames are read and written by the client's own frame layer; what is here is the other role. Each request has a task.
-Windows are credited when the handler takes the bytes, so that a slow handler holds its client back. As the real server
-does, an answer that ends before its request's body is followed by RST_STREAM(NO_ERROR).
+Windows are credited when the handler takes the bytes, so that a slow handler holds its client back; a client that sends
+more than its window allows is told so in GOAWAY. As the real server does, an answer that ends before its request's body
+is followed by RST_STREAM(NO_ERROR).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Http2Connection:
         self._number = number
         self._wiring = wiring
         self._reader = frames.FrameReader(preface=True)
+        self._hpack_error = hpack.HPACKError
         self._decoder = hpack.Decoder(max_header_list_size=1 << 16)
         self._encoder = hpack.Encoder()
         self._exchanges: dict[int, _Exchange] = {}
@@ -46,6 +48,9 @@ class Http2Connection:
         self._tasks: anyio.abc.TaskGroup
         self.changed = anyio.Event()
         self.send_window = frames.DEFAULT_WINDOW
+        self.receive_window = max(wiring.window, frames.DEFAULT_WINDOW)
+        self._stream_window = max(wiring.window, frames.DEFAULT_WINDOW)  # less than the default once that is received
+        self._unreceived: deque[dict[int, int]] = deque()  # settings of ours, until the client has received them
         self.peer_window = frames.DEFAULT_WINDOW
         self.peer_frame_size = frames.DEFAULT_FRAME_SIZE
         self.draining = False
@@ -78,6 +83,7 @@ class Http2Connection:
             Setting.MAX_HEADER_LIST_SIZE: 16_384,
         }
         self._reader = frames.FrameReader(preface=True, max_frame_size=wiring.max_frame_size)
+        self._unreceived.append(settings)
         hello = frames.settings_frame(settings)
         if wiring.window > frames.DEFAULT_WINDOW:
             hello += frames.window_update_frame(0, wiring.window - frames.DEFAULT_WINDOW)
@@ -121,15 +127,21 @@ class Http2Connection:
         except GONE:
             self.scope.cancel()
 
+    async def credit(self, size: int) -> None:
+        """Give back window of the connection for bytes that nobody will take."""
+        self.receive_window += size
+        await self._try_write(frames.window_update_frame(0, size))
+
     async def change_settings(self, values: Mapping[int, int]) -> None:
         """Send SETTINGS in the middle of things."""
+        self._unreceived.append(dict(values))
         await self._try_write(frames.settings_frame(values))
 
     def close(self, stream_id: int) -> None:
         """An exchange has ended on both sides, or was reset."""
         exchange = self._exchanges.pop(stream_id, None)
         if exchange is not None and (unread := exchange.unread()):
-            self._tasks.start_soon(self._try_write, frames.window_update_frame(0, unread))
+            self._tasks.start_soon(self.credit, unread)
         if self.draining and not self._exchanges:
             self.scope.cancel()
 
@@ -157,6 +169,8 @@ class Http2Connection:
             case frames.Settings(values, ack=False):
                 self._on_settings(dict(values))
                 await self.write(frames.settings_ack_frame())
+            case frames.Settings(ack=True):
+                self._on_receipt()
             case frames.Ping(payload, ack=False):
                 await self.write(frames.ping_frame(payload, ack=True))
             case frames.WindowUpdate(0, increment):
@@ -181,8 +195,19 @@ class Http2Connection:
             self._encoder.header_table_size = min(size, 4096)
         self.wake()
 
+    def _on_receipt(self) -> None:
+        """The client has received settings of ours: from now on it keeps to them."""
+        values = self._unreceived.popleft() if self._unreceived else {}
+        if (window := values.get(Setting.INITIAL_WINDOW_SIZE)) is not None:
+            for exchange in self._exchanges.values():
+                exchange.receive_window += window - self._stream_window
+            self._stream_window = window
+
     async def _on_headers(self, frame: frames.Headers) -> None:
-        pairs = [(str(name), str(value)) for name, value in self._decoder.decode(frame.block)]
+        try:
+            pairs = [(str(name), str(value)) for name, value in self._decoder.decode(frame.block)]
+        except (self._hpack_error, UnicodeDecodeError) as error:
+            raise frames.FrameError(ErrorCode.COMPRESSION_ERROR, str(error)) from None
         if exchange := self._exchanges.get(frame.stream_id):
             exchange.on_end()  # trailers
             return
@@ -193,8 +218,11 @@ class Http2Connection:
             await self.write(frames.reset_frame(frame.stream_id, ErrorCode.REFUSED_STREAM))
             return
         headers = dict(pairs)
+        if not {":method", ":path"} <= set(headers):
+            await self.write(frames.reset_frame(frame.stream_id, ErrorCode.PROTOCOL_ERROR))
+            return
         request = self._wiring.request(self._number, "2", headers[":method"], headers[":path"], headers)
-        exchange = _Exchange(self, request, frame.stream_id, self.peer_window)
+        exchange = _Exchange(self, request, frame.stream_id, self.peer_window, self._stream_window)
         self._exchanges[frame.stream_id] = exchange
         if frame.end_stream:
             exchange.on_end()
@@ -202,9 +230,14 @@ class Http2Connection:
 
     async def _on_data(self, frame: frames.Data) -> None:
         exchange = self._exchanges.get(frame.stream_id)
+        self.receive_window -= frame.length
+        if exchange is not None:
+            exchange.receive_window -= frame.length
+        if self.receive_window < 0 or (exchange is not None and exchange.receive_window < 0):
+            raise frames.FrameError(ErrorCode.FLOW_CONTROL_ERROR, f"stream {frame.stream_id} sent beyond its window")
         if exchange is None:  # its answer has ended: nobody takes the bytes, and the connection must not starve
             if frame.length:
-                await self.write(frames.window_update_frame(0, frame.length))
+                await self.credit(frame.length)
             return
         if frame.padding:
             await exchange.credit(frame.padding)
@@ -215,11 +248,12 @@ class Http2Connection:
 
 
 class _Exchange(Exchange):
-    def __init__(self, connection: Http2Connection, request: S2Request, stream_id: int, window: int) -> None:
+    def __init__(self, connection: Http2Connection, request: S2Request, stream_id: int, window: int, own: int) -> None:
         super().__init__(request)
         self._connection = connection
         self.stream_id = stream_id
         self.send_window = window
+        self.receive_window = own
         self._received: deque[bytes] = deque()
         self._request_ended = False
         self._response_ended = False
@@ -257,6 +291,8 @@ class _Exchange(Exchange):
 
     async def credit(self, size: int) -> None:
         """Give back flow-control window."""
+        self._connection.receive_window += size
+        self.receive_window += size
         update = frames.window_update_frame(0, size)
         if not self._request_ended:
             update += frames.window_update_frame(self.stream_id, size)

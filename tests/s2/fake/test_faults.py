@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
+import hpack
 import pytest
 
 from durable_streams.errors import InvalidArgumentError
@@ -562,3 +563,54 @@ async def test_requests_are_noted(fake: S2Fake) -> None:
     assert second.headers["s2-basin"] == BASIN
     assert [(request.number, request.connection) for request in fake.requests] == [(1, 1), (2, 2)]
     assert fake.accepted == 2
+
+
+# --- Clients that break the rules -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"nonsense\r\n\r\n",
+        b"POST /v1/basins HTTP/1.1\r\ncontent-length: x\r\n\r\n",
+        (
+            b"POST /v1/streams/s/records HTTP/1.1\r\ns2-basin: fake-basin-1\r\ncontent-type: application/json\r\n"
+            b"transfer-encoding: chunked\r\n\r\nzz\r\n"
+        ),
+    ],
+)
+async def test_what_is_no_http_is_refused(fake: S2Fake, data: bytes) -> None:
+    async with await anyio.connect_tcp("127.0.0.1", int(fake.url.rpartition(":")[2])) as stream:
+        await stream.send(data)
+        assert (await stream.receive()).startswith(b"HTTP/1.1 400")
+        with pytest.raises(GONE):
+            await stream.receive()
+    assert (await bench(fake).tail())["seq_num"] == 0
+
+
+async def goaway_code(fake: S2Fake, data: bytes) -> int:
+    """The code of the GOAWAY that these frames get."""
+    async with await anyio.connect_tcp("127.0.0.1", int(fake.url.rpartition(":")[2])) as stream:
+        await stream.send(frames.PREFACE + frames.settings_frame({}) + data)
+        reader = frames.FrameReader()
+        with anyio.fail_after(5):
+            while True:
+                for frame in reader.feed(await stream.receive()):
+                    if isinstance(frame, frames.GoAway):
+                        return frame.code
+
+
+async def test_a_client_that_sends_beyond_its_window_is_told_so() -> None:
+    async with S2Fake(window=65_535) as fake:
+        fake.add_basin(BASIN, streams=["s"])
+        fields = [(":method", "POST"), (":path", "/v1/streams/s/records"), ("s2-basin", BASIN)]
+        block = hpack.Encoder().encode([*fields, ("content-type", "s2s/proto")])
+        fake.faults.script([S2Fault("stall", "append_session", after=0)])
+        first = frames.headers_frames(1, block)
+        flood = b"".join(b"".join(frames.data_frames(1, bytes(16_000))) for _ in range(9))
+
+        assert await goaway_code(fake, first + flood) == frames.ErrorCode.FLOW_CONTROL_ERROR
+
+
+async def test_headers_that_cannot_be_decoded_end_the_connection(fake: S2Fake) -> None:
+    assert await goaway_code(fake, frames.headers_frames(1, b"\xff\xff\xff\xff\xff\xff\xff")) == 9
