@@ -192,7 +192,7 @@ class Call:
         """Read the whole body.
 
         Raises:
-            Rejection: if it is, or says it is, longer than `limit` bytes, or is compressed.
+            Rejection: if it is, or says it is, longer than `limit` bytes, is compressed, or is shorter than announced.
             Disconnected: if the client goes away before its end.
         """
         self.check_body(limit)
@@ -205,6 +205,8 @@ class Call:
             if size > limit:
                 raise too_large(limit)
             if not message.get("more_body", False):
+                if size < (self.content_length() or 0):  # uvicorn loses the body of a request that asks for an upgrade
+                    raise Rejection(400, "the body is shorter than its Content-Length", close=True)
                 return b"".join((*pieces, piece)) if pieces else piece
             pieces.append(piece)
             message = await self._receive()

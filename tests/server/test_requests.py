@@ -242,6 +242,20 @@ async def test_a_body_of_the_limit_is_taken_and_a_longer_one_is_413(client: Clie
     assert (await client.head("x")).next_offset == offset(300_000)
 
 
+@pytest.mark.parametrize("body", [b"", b"abc"])
+async def test_a_body_that_the_server_lost_is_neither_an_append_nor_an_empty_one(client: Client, body: bytes) -> None:
+    """uvicorn passes the body of a request that asks for an upgrade to nobody."""
+    await client.put("x", "text/plain")
+    headers = {"content-type": "text/plain", "content-length": "4", "stream-closed": "true"}
+
+    for method, path in (("POST", "x"), ("PUT", "y")):
+        assert (await client.call(method, path, [body], headers)).status == 400
+
+    head = await client.head("x")
+    assert (head.next_offset, "stream-closed" in head.headers) == (offset(0), False)
+    assert (await client.head("y")).status == 404
+
+
 async def test_a_declared_length_beyond_the_limit_is_answered_without_reading(client: Client) -> None:
     await client.put("x", "text/plain")
     headers = {"content-type": "text/plain", "content-length": "300001", "expect": "100-continue"}
