@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import TypeVar, TypeVarTuple
 
@@ -27,6 +28,9 @@ from .sqlite_schema import connect_reader
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+# How many pieces are read at a time: going to a worker thread and back takes as long as reading one.
+_AHEAD = 4
 
 _COVERING = """
 SELECT end_offset, length(data), appends, messages FROM blocks
@@ -180,6 +184,17 @@ def read_piece(connection: sqlite3.Connection, lineage: Lineage, offset: Offset,
     return b"".join((memoryview(data)[skip:], rest))
 
 
+def read_pieces(
+    connection: sqlite3.Connection, lineage: Lineage, offset: Offset, end: Offset, count: int
+) -> list[bytes | memoryview]:
+    """The same for `count` pieces in a row, or up to the end."""
+    pieces: list[bytes | memoryview] = []
+    while offset < end and len(pieces) < count:
+        pieces.append(read_piece(connection, lineage, offset, end))
+        offset += len(pieces[-1])
+    return pieces
+
+
 def _hole(stream: int, offset: Offset) -> StoreError:
     return StoreError(f"the database is damaged: stream {stream} lacks data after offset {offset}")
 
@@ -215,19 +230,25 @@ class StoredPage:
         self._readers = readers
         self._lineage = lineage
         self._at = start
+        self._pieces: deque[bytes | memoryview] = deque()
+        self._ahead = 1
         self._release: Callable[[], None] | None = release
 
     async def next_piece(self) -> bytes | memoryview | None:
         """The next bytes, see `StorePage`."""
-        if self._at >= self.end:
-            return None
-        piece = await self._readers.run(read_piece, self._lineage, self._at, self.end)
-        self._at += len(piece)
-        return piece
+        if not self._pieces:
+            if self._at >= self.end:
+                return None
+            pieces = await self._readers.run(read_pieces, self._lineage, self._at, self.end, self._ahead)
+            self._pieces.extend(pieces)
+            self._at += sum(map(len, pieces))
+            self._ahead = _AHEAD  # the first one is to come soon
+        return self._pieces.popleft()
 
     async def aclose(self) -> None:
         """Let the store remove the data if its stream is gone. Idempotent."""
         release, self._release = self._release, None
         self._at = self.end
+        self._pieces.clear()
         if release is not None:
             release()
