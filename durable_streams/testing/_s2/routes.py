@@ -21,7 +21,7 @@ from .answers import Refusal, bad, invalid, refusal
 from .configs import Json, read_stream_config, shown
 from .exchange import Exchange, S2Request
 from .faults import RequestFaults, S2Fault, S2Faults, S2Operation
-from .store import Store, Stream, check_basin_name, check_stream_name
+from .store import Store, Stream, check_basin_name, check_basin_prefix, check_prefix, check_stream_name
 
 JSON = {"content-type": "application/json"}
 PROTO = {"content-type": "application/protobuf"}
@@ -395,7 +395,7 @@ async def _collection(call: Call, method: str, kind: str) -> None:
     """The list of basins or of streams, or a new one."""
     store = call.store
     if method == "GET":
-        prefix, start_after, limit = _page(call.request.query)
+        prefix, start_after, limit = _page(call.request.query, check_basin_prefix if kind == "basins" else check_prefix)
         members: dict[str, Any] = dict(store.basins if kind == "basins" else store.basin(call.basin).streams)
         names = sorted((name for name in members if name.startswith(prefix) and name > start_after), key=str.encode)
         shown_names = names[:limit]
@@ -417,12 +417,14 @@ async def _collection(call: Call, method: str, kind: str) -> None:
         raise _method("GET,POST")
 
 
-def _page(query: str) -> tuple[str, str, int]:
+def _page(query: str, check: Callable[[str], str]) -> tuple[str, str, int]:
+    """Prefix, name to start after, and size of a page of names."""
     given = dict(parse_qsl(query, keep_blank_values=True))
     limit = given.get("limit", "1000")
     if not limit.isdigit():
         raise bad("bad_query", "limit: invalid number")
-    return given.get("prefix", ""), given.get("start_after", ""), int(limit) if 1 <= int(limit) <= 1000 else 1000
+    size = int(limit) if 1 <= int(limit[:9]) <= 1000 else 1000
+    return check(given.get("prefix", "")), check(given.get("start_after", "")), size
 
 
 def _basin_config(config: Json) -> Json:

@@ -25,6 +25,7 @@ MOST_BEHIND = 25
 #: What a stream that is deleted tells its followers.
 LOST = ("unavailable", "streamer missing in action")
 
+_BASIN_PREFIX = re.compile(r"[a-z0-9][a-z0-9-]{0,47}")
 _BASIN_NAME = re.compile(r"[a-z0-9][a-z0-9-]{6,46}[a-z0-9]")
 
 
@@ -371,6 +372,20 @@ def check_basin_name(name: str, code: str) -> str:
     if not _BASIN_NAME.fullmatch(name):
         raise bad(code, "basin name must be 8 to 48 of lower-case letters, digits and hyphens")
     return name
+
+
+def check_basin_prefix(text: str) -> str:
+    """A prefix of basins' names, or one to start after; "" is none."""
+    if text and not _BASIN_PREFIX.fullmatch(text):
+        raise bad("bad_query", "basin prefix must be at most 48 of lower-case letters, digits and hyphens")
+    return text
+
+
+def check_prefix(text: str) -> str:
+    """A prefix of streams' names, or one to start after."""
+    if len(text.encode()) > 512 or "\0" in text:
+        raise bad("bad_query", "stream prefix must be at most 512 bytes, without NUL")
+    return text
 
 
 def check_stream_name(name: str, code: str) -> str:

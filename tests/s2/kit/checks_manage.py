@@ -234,6 +234,12 @@ async def lists_are_paged_in_order_of_bytes(bench: Bench) -> None:
     assert await page("prefix=b/&start_after=b/1") == (["b/2"], False)
     assert await page("limit=0") == await page("limit=1001") == await page("")
     expect(await bench.call("GET", "/streams?limit=-1", headers=inside), 400, "bad_query")
+    for query in ("prefix=%00", "start_after=%00", f"prefix={'x' * 513}"):
+        expect(await bench.call("GET", f"/streams?{query}", headers=inside), 400, "bad_query")
+    for query in ("prefix=UPPER", "prefix=-a", f"start_after={'x' * 49}"):
+        expect(await bench.call("GET", f"/basins?{query}", basin=False), 400, "bad_query")
+    for query in ("prefix=.", "start_after=..", f"prefix={'x' * 512}"):
+        expect(await bench.call("GET", f"/streams?{query}", headers=inside), 200)
     basins = (await bench.call("GET", f"/basins?prefix={name}", basin=False)).json
     assert [info["name"] for info in basins["basins"]] == [name]
 
