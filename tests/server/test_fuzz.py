@@ -256,6 +256,7 @@ def either(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 SENT = st.one_of(
     st.tuples(st.just("append"), st.sampled_from([1, 5, 300, 9_999, 10_000, 70_000])),
     st.tuples(st.just("append in chunks"), st.sampled_from([1, 300, 70_000])),
+    st.tuples(st.just("append with upgrade"), st.sampled_from([1, 300, 70_000])),
     st.tuples(st.just("append to nowhere"), st.sampled_from([1, 300, 70_000])),
     st.tuples(st.sampled_from(["read", "head", "options"]), st.just(0)),
 )
@@ -275,7 +276,7 @@ def test_requests_in_a_row_are_answered_however_they_are_cut(
     for number, (what, size) in enumerate(sent):
         body = b"%d," % number * (size // 2 + 1)
         request, answer = as_request(what, path, body)
-        if what in ("append", "append in chunks"):
+        if what in ("append", "append in chunks", "append with upgrade"):
             content += body
         requests.append(request)
         expected.append((answer, content if what == "read" else b""))
@@ -307,6 +308,8 @@ def as_request(what: str, path: bytes, body: bytes) -> tuple[bytes, int]:
     if what == "append to nowhere":
         head = b" %b-none HTTP/1.1\r\nhost: s\r\n" % path
     head = b"POST" + head + b"content-type: text/plain\r\n"
+    if what == "append with upgrade":
+        head += b"connection: upgrade\r\nupgrade: h2c\r\n"
     status = 404 if what == "append to nowhere" else 204
     if what == "append in chunks":
         middle = len(body) // 2
