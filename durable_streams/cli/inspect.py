@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import click
 
@@ -94,8 +94,9 @@ def _ask(url: str, prefix: str, producers: bool, headers: dict[str, str]) -> Ite
 
 def _get(url: str, headers: dict[str, str]) -> bytes:
     shown = url.partition("?")[0]
+    opener = build_opener(_NoRedirects)
     try:
-        with urlopen(Request(url, headers=headers), timeout=_PATIENCE) as answer:  # noqa: S310  # http or https, see above
+        with opener.open(Request(url, headers=headers), timeout=_PATIENCE) as answer:  # noqa: S310  # http or https
             if answer.headers.get_content_type() != "application/x-ndjson":
                 raise CommandError(f"{shown}: this is not what a durable streams server answers; give its base URL")
             body: bytes = answer.read()
@@ -112,6 +113,13 @@ def _get(url: str, headers: dict[str, str]) -> bytes:
     except (URLError, OSError) as error:
         reason = getattr(error, "reason", error)
         raise CommandError(f"{shown}: {reason}; is a server running there?", NETWORK) from error
+
+
+class _NoRedirects(HTTPRedirectHandler):
+    """Headers may be secrets, and are for the server that was named."""
+
+    def redirect_request(self, *args: Any, **options: Any) -> None:
+        """Follow none: the answer is an error then."""
 
 
 def _in_words(line: dict[str, Any]) -> str:

@@ -44,10 +44,14 @@ def facts(named: Mapping[str, Any]) -> None:
 
 
 def line(values: Mapping[str, Any], in_words: Callable[[dict[str, Any]], str]) -> None:
-    """Print one of many things: a JSON line, or a line of words when a person is looking."""
+    """Print one of many things: a JSON line, or a line of words when a person is looking.
+
+    What is not printable is escaped there: names come from strangers, and a terminal obeys them.
+    """
     known = dict(values)
     if sys.stdout.isatty():
-        write(in_words(known).encode("utf-8", "replace") + b"\n")
+        words = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in in_words(known))
+        write(words.encode("utf-8", "replace") + b"\n")
     else:
         write(json_lines([known]))
 

@@ -110,6 +110,34 @@ def test_inspect_speaks_to_a_person_in_words(run: Run, store: str, monkeypatch: 
     assert "deleted       0 producers  /v1/stream/kept\n" in text
 
 
+def test_inspect_does_not_let_names_steer_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[bytes] = []
+    monkeypatch.setattr(output, "write", shown.append)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+
+    output.line({"id": "a\x1b[2J\n\x9b2Jé\ud800"}, lambda line: line["id"])
+
+    assert shown == [rb"a\x1b[2J\n\x9b2J" + "é".encode() + b"\\ud800\n"]
+
+
+def test_inspect_takes_its_credentials_nowhere_else(run: Run) -> None:
+    seen: list[object] = []
+
+    async def elsewhere(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope)
+
+    async def redirecting(scope: Any, receive: Any, send: Any) -> None:
+        location = f"{other.base_url}/inspect".encode()
+        await send({"type": "http.response.start", "status": 307, "headers": [(b"location", location)]})
+        await send({"type": "http.response.body"})
+
+    with Server(elsewhere) as other, Server(redirecting) as server:
+        done = run("inspect", server.base_url, "-H", "Authorization: Bearer secret")
+
+    assert (done.code, "HTTP 307" in done.err) == (1, True)
+    assert [scope for scope in seen if isinstance(scope, dict) and scope["type"] == "http"] == []
+
+
 # -- verify -----------------------------------------------------------------------------------------------
 
 

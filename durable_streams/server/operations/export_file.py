@@ -26,7 +26,7 @@ from ..creation import StreamConfig
 from ..json_messages import split_json
 from ..offsets import Offset, format_offset, parse_offset
 from ..protocol import Payload, ProducerStamp, ProducerState
-from ..stores.errors import StoreError
+from ..stores.errors import StoreError, StoreFormatError
 from ..timestamps import Instant
 
 FORMAT = "durable-streams-export"
@@ -138,9 +138,12 @@ class ExportWriter:
         line: dict[str, Any] = {"kind": "append", "offset": format_offset(end)}
         if self._json:
             starts = (0, *payload.ends)
-            line["messages"] = [
-                payload.data[start : end - 1].decode() for start, end in zip(starts, payload.ends, strict=False)
-            ]
+            try:
+                line["messages"] = [
+                    payload.data[start : end - 1].decode() for start, end in zip(starts, payload.ends, strict=False)
+                ]
+            except UnicodeDecodeError as error:
+                raise StoreFormatError(f"damaged: a message before offset {line['offset']} is no text") from error
         else:
             try:
                 line["text"] = payload.data.decode()
@@ -153,7 +156,10 @@ class ExportWriter:
         self._line({"kind": "end", "appends": self.appends, "sha256": self._hash.hexdigest()})
 
     def _line(self, values: dict[str, Any]) -> None:
-        line = json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        try:
+            line = json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        except UnicodeEncodeError as error:
+            raise StoreFormatError(f"damaged: a name in a {values['kind']} is no text") from error
         self._hash.update(line)
         self._file.write(line)
 

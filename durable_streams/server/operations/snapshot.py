@@ -32,7 +32,8 @@ def open_snapshot(path: str | os.PathLike[str]) -> Iterator[sqlite3.Connection]:
         name = os.fspath(path)
         try:
             connection.execute("BEGIN")
-            check_kind(connection, name)
+            with making_sense(name):
+                check_kind(connection, name)
             yield connection
         except sqlite3.OperationalError as error:
             raise StoreError(f"{name}: reading failed: {error}") from error

@@ -141,10 +141,10 @@ class Ledger:
         self._records[r.path] = self._new[number] = self._touched[number] = record
         if birth.appends:
             self._payloads[number] = list(birth.appends)
+        self.streams += 1  # before the stream is written, as it is for an edge
         if source is not None:
             self.execute(_ADD_EDGE, (number, source.id))
         self._now = now
-        self.streams += 1
         return Created(record.info())
 
     def append(self, r: AppendRequest, now: float) -> AppendResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import re
 import shutil
@@ -11,9 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
-from durable_streams.server import SQLiteStore, StoreError, StoreFormatError, verify_store
+from durable_streams.server import (
+    SQLiteStore,
+    StoreError,
+    StoreFormatError,
+    backup_store,
+    export_stream,
+    inspect_store,
+    verify_store,
+)
+from durable_streams.testing.store_kit import check_store
 from durable_streams.testing.store_steps import append_to
 
 from ..test_sqlite_checksums import make_it_old
@@ -272,6 +283,56 @@ def test_a_flipped_bit_is_found_wherever_it_makes_a_difference(whole: Path, tmp_
 
     assert found >= 15
     assert found + harmless == len(places)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_nothing_but_an_error_of_the_store_comes_out_of_a_damaged_one(whole: Path, tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    data = bytearray(whole.read_bytes())
+    path, copy = tmp_path / "damaged.db", tmp_path / "copy.db"
+
+    def look() -> None:
+        with inspect_store(path) as inspection:
+            inspection.store().line()
+            for stream in inspection.streams():
+                stream.line()
+                for producer in inspection.producers(stream.path):
+                    producer.line()
+            for subscription in inspection.subscriptions():
+                subscription.line()
+
+    def export() -> None:
+        for name in ("json", "text", "fork/of-fork"):
+            export_stream(path, path_of(name), io.BytesIO())
+
+    damaged = 0
+    for _ in range(40):
+        for _ in range(3):
+            data[rng.randrange(25 * 4096)] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        for operation in (look, export, lambda: backup_store(path, copy, overwrite=True)):
+            try:
+                operation()
+            except StoreError:
+                damaged += 1
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+    assert damaged
+
+
+def test_whatever_the_server_does_leaves_a_store_in_order(tmp_path: Path) -> None:
+    """Every store of the kit's checks is verified behind it: forks, expiry, deletion, producers, closure."""
+    paths: list[Path] = []
+
+    def make_store() -> SQLiteStore:
+        paths.append(tmp_path / f"{len(paths)}.db")
+        return SQLiteStore(paths[-1], durability="relaxed")
+
+    anyio.run(check_store, make_store)
+
+    assert len(paths) > 10
+    for path in paths:
+        assert findings(path) == [], path
 
 
 def test_a_page_that_is_overwritten_is_found(store: Path) -> None:
