@@ -25,7 +25,7 @@ Decoding
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain, repeat
 from operator import attrgetter
@@ -110,14 +110,21 @@ def encode_append_input(batch: AppendInput) -> bytes:
 def input_pieces(batch: AppendInput) -> list[bytes]:
     """An `AppendInput` message in pieces, for those who put something before it: bodies are copied once then."""
     records = batch.records
-    prefixes: Iterable[bytes]
     bodies = list(map(_body_of, records))
-    if any(map(_headers_of, records)) or set(map(_timestamp_of, records)) != {None}:
-        prefixes = map(record_prefix, records)
-    else:  # As most batches are: nothing but C runs per record.
-        prefixes = map(_prefixes.__getitem__, map(len, bodies))
-    pieces = list(chain.from_iterable(zip(prefixes, bodies, strict=True)))
+    if not any(map(_headers_of, records)) and set(map(_timestamp_of, records)) == {None}:
+        return body_pieces(bodies, batch.match_seq_num, batch.fencing_token)
+    pieces = list(chain.from_iterable(zip(map(record_prefix, records), bodies, strict=True)))
     if conditions := _conditions(batch.match_seq_num, batch.fencing_token):
+        pieces.append(conditions)
+    return pieces
+
+
+def body_pieces(
+    bodies: Sequence[bytes], match_seq_num: int | None = None, fencing_token: str | None = None
+) -> list[bytes]:
+    """The same for records that have a body and nothing else: only C runs per record."""
+    pieces = list(chain.from_iterable(zip(map(_prefixes.__getitem__, map(len, bodies)), bodies, strict=True)))
+    if conditions := _conditions(match_seq_num, fencing_token):
         pieces.append(conditions)
     return pieces
 
@@ -199,18 +206,19 @@ def _read_span(data: bytes, at: int, end: int) -> tuple[int, int]:
 
 def _read_tag(data: bytes, at: int) -> tuple[int, int]:
     """Tag of a field, and the place after it."""
-    tag, at = _read_varint(data, at)
-    if tag < 8 or tag > _MAX_TAG or tag & 7 > _FIXED32:
-        raise S2ProtocolError(f"protobuf: {tag} is no tag")
-    return tag, at
+    tag = data[at]
+    if tag < 0x80:
+        return tag, at + 1
+    return _read_varint(data, at)
 
 
-def _skip(data: bytes, at: int, end: int) -> int:
-    """The place after an unknown field whose tag stands here."""
+def _skip(data: bytes, tag: int, at: int, end: int) -> int:
+    """The place after an unknown field with this tag, whose content stands here."""
     groups: list[int] = []
     while True:
-        tag, at = _read_tag(data, at)
         kind = tag & 7
+        if tag < 8 or tag > _MAX_TAG or kind > _FIXED32:
+            raise S2ProtocolError(f"protobuf: {tag} is no tag")
         if kind == _VARINT:
             _, at = _read_varint(data, at)
         elif kind == _BYTES:
@@ -228,36 +236,37 @@ def _skip(data: bytes, at: int, end: int) -> int:
             raise S2ProtocolError(_OVERRUN)
         if not groups:
             return at
+        tag, at = _read_tag(data, at)
 
 
 def _read_header(data: bytes, at: int, end: int) -> Header:
     """A `Header` message."""
     name = value = b""
     while at < end:
-        tag = data[at]
+        tag, at = _read_tag(data, at)
         if tag == 0x0A:
-            at, stop = _read_span(data, at + 1, end)
+            at, stop = _read_span(data, at, end)
             name = data[at:stop]
             at = stop
         elif tag == 0x12:
-            at, stop = _read_span(data, at + 1, end)
+            at, stop = _read_span(data, at, end)
             value = data[at:stop]
             at = stop
         else:
-            at = _skip(data, at, end)
+            at = _skip(data, tag, at, end)
     return name, value
 
 
 def _read_position(data: bytes, at: int, end: int, before: StreamPosition | None) -> StreamPosition:
     seq_num, timestamp = (0, 0) if before is None else (before.seq_num, before.timestamp)
     while at < end:
-        tag = data[at]
+        tag, at = _read_tag(data, at)
         if tag == 0x08:
-            seq_num, at = _read_varint(data, at + 1)
+            seq_num, at = _read_varint(data, at)
         elif tag == 0x10:
-            timestamp, at = _read_varint(data, at + 1)
+            timestamp, at = _read_varint(data, at)
         else:
-            at = _skip(data, at, end)
+            at = _skip(data, tag, at, end)
     _check_end(at, end)
     return StreamPosition(seq_num, timestamp)
 
@@ -301,25 +310,27 @@ def _read_any_record(data: bytes, at: int, end: int) -> tuple[SequencedRecord, i
     headers: list[Header] = []
     first, seq_at, body_at = at, -1, 0
     while at < end:
-        tag = data[at]
+        place = at
+        tag, at = _read_tag(data, at)
+        short = at - place == 1  # else the tag has needless bytes, and what follows stands elsewhere
         if tag == 0x22:
-            body_at = at
-            at, stop = _read_span(data, at + 1, end)
+            body_at = place if short else 0
+            at, stop = _read_span(data, at, end)
             body = data[at:stop]
             at = stop
             continue
         body_at = 0
         if tag == 0x1A:
-            at, stop = _read_span(data, at + 1, end)
+            at, stop = _read_span(data, at, end)
             headers.append(_read_header(data, at, stop))
             at = stop
         elif tag == 0x08:
-            seq_at = at
-            seq_num, at = _read_varint(data, at + 1)
+            seq_at = place if short else -1
+            seq_num, at = _read_varint(data, at)
         elif tag == 0x10:
-            timestamp, at = _read_varint(data, at + 1)
+            timestamp, at = _read_varint(data, at)
         else:
-            at = _skip(data, at, end)
+            at = _skip(data, tag, at, end)
     _check_end(at, end)
     return SequencedRecord(seq_num, timestamp, body, tuple(headers)), body_at if seq_at == first else 0
 
@@ -344,13 +355,13 @@ def decode_append_ack(data: bytes) -> AppendAck:
     at, end = 0, len(data)
     try:
         while at < end:
-            tag = data[at]
+            tag, at = _read_tag(data, at)
             if tag in (0x0A, 0x12, 0x1A):
-                at, stop = _read_span(data, at + 1, end)
+                at, stop = _read_span(data, at, end)
                 found[tag] = _read_position(data, at, stop, found.get(tag))
                 at = stop
             else:
-                at = _skip(data, at, end)
+                at = _skip(data, tag, at, end)
     except IndexError:
         raise S2ProtocolError(_TRUNCATED) from None
     origin = StreamPosition(0, 0)
@@ -370,19 +381,19 @@ def decode_append_input(data: bytes) -> AppendInput:
     at, end = 0, len(data)
     try:
         while at < end:
-            tag = data[at]
+            tag, at = _read_tag(data, at)
             if tag == 0x0A:
-                at, stop = _read_span(data, at + 1, end)
+                at, stop = _read_span(data, at, end)
                 records.append(_append_record(data, at, stop))
                 at = stop
             elif tag == 0x10:
-                match_seq_num, at = _read_varint(data, at + 1)
+                match_seq_num, at = _read_varint(data, at)
             elif tag == 0x1A:
-                at, stop = _read_span(data, at + 1, end)
+                at, stop = _read_span(data, at, end)
                 fencing_token = data[at:stop].decode()
                 at = stop
             else:
-                at = _skip(data, at, end)
+                at = _skip(data, tag, at, end)
     except IndexError:
         raise S2ProtocolError(_TRUNCATED) from None
     except UnicodeDecodeError as error:
@@ -396,19 +407,19 @@ def _append_record(data: bytes, at: int, end: int) -> tuple[bytes, tuple[Header,
     body = b""
     headers: list[Header] = []
     while at < end:
-        tag = data[at]
+        tag, at = _read_tag(data, at)
         if tag == 0x08:
-            timestamp, at = _read_varint(data, at + 1)
+            timestamp, at = _read_varint(data, at)
         elif tag == 0x12:
-            at, stop = _read_span(data, at + 1, end)
+            at, stop = _read_span(data, at, end)
             headers.append(_read_header(data, at, stop))
             at = stop
         elif tag == 0x1A:
-            at, stop = _read_span(data, at + 1, end)
+            at, stop = _read_span(data, at, end)
             body = data[at:stop]
             at = stop
         else:
-            at = _skip(data, at, end)
+            at = _skip(data, tag, at, end)
     _check_end(at, end)
     return body, tuple(headers), timestamp
 
@@ -432,15 +443,20 @@ def decode_read_batch(data: bytes) -> ReadBatch:
     at, end = 0, len(data)
     try:
         while at < end:
-            tag = data[at]
-            if tag == 0x0A:
+            if data[at] == 0x0A:
                 at = _read_records(data, at, end, records)
-            elif tag == 0x12:
-                at, stop = _read_span(data, at + 1, end)
+                continue
+            tag, at = _read_tag(data, at)
+            if tag == 0x12:
+                at, stop = _read_span(data, at, end)
                 tail = _read_position(data, at, stop, tail)
                 at = stop
+            elif tag == 0x0A:  # written with needless bytes
+                at, stop = _read_span(data, at, end)
+                records.append(_read_record(data, at, stop)[0])
+                at = stop
             else:
-                at = _skip(data, at, end)
+                at = _skip(data, tag, at, end)
     except IndexError:
         raise S2ProtocolError(_TRUNCATED) from None
     return ReadBatch(tuple(records), tail)

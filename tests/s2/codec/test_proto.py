@@ -151,8 +151,8 @@ def delimited(content: bytes) -> bytes:
     return varint(len(content)) + content
 
 
-def field(number: int, kind: int, content: bytes) -> bytes:
-    return varint(number << 3 | kind) + content
+def field(number: int, kind: int, content: bytes, extra: int = 0) -> bytes:
+    return varint(number << 3 | kind, extra) + content
 
 
 UNKNOWN = st.one_of(
@@ -171,12 +171,16 @@ def message_of(*fields: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
     return st.lists(st.one_of(*fields, UNKNOWN), max_size=5).map(b"".join)
 
 
+#: Needless bytes in a tag: legal, and mostly none.
+EXTRA = st.sampled_from([0, 0, 0, 0, 1, 2])
+
+
 def sub(number: int, content: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
-    return content.map(lambda inner: field(number, 2, delimited(inner)))
+    return st.builds(lambda inner, extra: field(number, 2, delimited(inner), extra), content, EXTRA)
 
 
 def number(of: int) -> st.SearchStrategy[bytes]:
-    return VARINTS.map(lambda value: field(of, 0, value))
+    return st.builds(lambda value, extra: field(of, 0, value, extra), VARINTS, EXTRA)
 
 
 RAW = st.binary(max_size=6)
