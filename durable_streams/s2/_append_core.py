@@ -46,6 +46,7 @@ from enum import Enum
 from typing import Generic, TypeVar
 
 from .._core.fresh import fresh
+from ._outgoing import Outgoing
 from ._patience import Patience
 from ._retry import AppendRetryPolicy, Attempts, S2Retry, may_retry
 from ._values import AppendAck, AppendInput
@@ -88,9 +89,9 @@ class Entry(Generic[T]):
 
     __slots__ = ("_batch", "count", "due", "frame", "match_seq_num", "promise", "size", "uncertain", "written")
 
-    def __init__(self, batch: AppendInput, frame: bytes, promise: T, *, keep: bool = True) -> None:
+    def __init__(self, batch: Outgoing, frame: bytes, promise: T, *, keep: bool = True) -> None:
         self._batch = batch if keep else None
-        self.count = len(batch.records)
+        self.count = batch.count
         self.size = batch.metered_bytes
         self.match_seq_num = batch.match_seq_num
         self.frame = frame
@@ -103,7 +104,7 @@ class Entry(Generic[T]):
     def batch(self) -> AppendInput:
         """What is appended, if it was kept."""
         assert self._batch is not None, "not kept"
-        return self._batch
+        return self._batch.batch
 
 
 @dataclass(frozen=True, slots=True)

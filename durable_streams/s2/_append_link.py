@@ -14,8 +14,8 @@ import anyio
 from .._transport.base import Timeouts
 from ._append_core import Entry
 from ._context import StreamContext
-from ._frames import Frame, FrameDecoder, Terminal, encode_frame_of
-from ._proto import decode_append_ack, encode_append_input, input_pieces
+from ._frames import Frame, FrameDecoder, Terminal
+from ._proto import decode_append_ack, encode_append_input
 from ._unary import PROTOBUF, Call, attempt
 from ._values import AppendAck, AppendInput
 from .errors import S2Error, S2ProtocolError, S2ServerError, error_from_reply
@@ -107,15 +107,6 @@ class AppendLink(Protocol):
     async def aclose(self) -> None:
         """Release the connection; quick."""
         ...
-
-
-def encode_input(context: StreamContext, batch: AppendInput) -> bytes:
-    """A batch as a frame.
-
-    Raises:
-        InvalidArgumentError: if it is larger than a frame can be, though it keeps the limit of metered bytes.
-    """
-    return encode_frame_of(input_pieces(batch), context.compression)
 
 
 async def session_headers(context: StreamContext, stream_config: str | None) -> dict[str, str]:

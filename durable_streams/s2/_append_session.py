@@ -25,11 +25,12 @@ from .._core.exchange import RetryDetails
 from .._core.fresh import fresh
 from ..errors import BufferFullError
 from ._append_core import AppendCore, End, Entry, HalfClose, Open, ReadBack, Sleep, State, Write
-from ._append_link import AppendLink, S2SAppendLink, UnaryAppendLink, encode_input
+from ._append_link import AppendLink, S2SAppendLink, UnaryAppendLink
 from ._append_views import AckIterator, AppendStatistics, AppendWriter
 from ._context import StreamContext
+from ._outgoing import Outgoing, outgoing
 from ._retry import S2Retry
-from ._stream import RecordLike, Stream, append_input
+from ._stream import RecordLike, Stream
 from ._ticket import AppendTicket
 from ._values import MAX_BATCH_BYTES, AppendAck, AppendInput, StreamPosition
 from .errors import S2Error, S2ProtocolError, S2ServerError, S2SessionClosedError
@@ -223,12 +224,12 @@ class AppendSession:
             S2SessionClosedError: the session was closed.
             S2Error: what ended the session.
         """
-        wanted = append_input(batch, match_seq_num=match_seq_num, fencing_token=fencing_token)
+        wanted = outgoing(batch, match_seq_num, fencing_token)
         self._check_usable()
         await anyio.lowlevel.checkpoint()
-        return await self.submit_as(AppendTicket(len(wanted.records)), wanted)
+        return await self.submit_as(AppendTicket(wanted.count), wanted)
 
-    async def submit_as(self, ticket: AppendTicket, wanted: AppendInput) -> AppendTicket:
+    async def submit_as(self, ticket: AppendTicket, wanted: Outgoing) -> AppendTicket:
         """`submit` under a ticket that was made before."""
         if self.has_room(wanted.metered_bytes):
             return self.accept(ticket, wanted)
@@ -259,14 +260,14 @@ class AppendSession:
         Raises:
             BufferFullError: there is no room, or others wait for it.
         """
-        wanted = append_input(batch, match_seq_num=match_seq_num, fencing_token=fencing_token)
+        wanted = outgoing(batch, match_seq_num, fencing_token)
         self._check_usable()
         if not self.has_room(wanted.metered_bytes):
             raise BufferFullError(
                 f"the session is full: {len(self._core.pending)} batches of {self._core.pending_bytes} metered bytes "
                 "wait for their acknowledgement"
             )
-        return self.accept(AppendTicket(len(wanted.records)), wanted)
+        return self.accept(AppendTicket(wanted.count), wanted)
 
     def has_room(self, size: int) -> bool:
         """Whether `submit_nowait` of a batch of so many metered bytes finds room."""
@@ -278,9 +279,9 @@ class AppendSession:
         if (refusal := self._core.refusal()) is not None:
             raise refusal
 
-    def accept(self, ticket: AppendTicket, batch: AppendInput) -> AppendTicket:
+    def accept(self, ticket: AppendTicket, batch: Outgoing) -> AppendTicket:
         self._check_usable()
-        frame = encode_input(self._context, batch) if self._s2s else b""
+        frame = batch.frame(self._context.compression) if self._s2s else b""
         self._core.accept(Entry(batch, frame, ticket, keep=self._keep))
         self._newest._next = ticket
         self._newest = ticket

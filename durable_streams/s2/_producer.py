@@ -22,10 +22,14 @@ from .._core.fresh import fresh
 from ..errors import BufferFullError, InvalidArgumentError
 from ._append_session import AppendSession
 from ._batching import LINGER, check_limits, check_record
+from ._outgoing import Outgoing, outgoing
 from ._stream import RecordLike
 from ._ticket import AppendTicket
-from ._values import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, AppendAck, AppendInput, AppendRecord, check_conditions
+from ._values import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, AppendAck, AppendRecord, check_conditions
 from .errors import S2Error, S2SessionClosedError
+
+#: Larger than any room: such a record needs a second look.
+_LARGE = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +118,11 @@ class Producer:
         self._max_bytes = max_batch_bytes
         self._match_seq_num = match_seq_num
         self._fencing_token = fencing_token
-        self._records: list[AppendRecord] = []
+        self._records: list[RecordLike] = []
         self._ticket = AppendTicket(0)  # of the open batch, or of the last one
         self._room = -1  # metered bytes that still fit into the open batch; -1 if none is open
         self._due = 0.0
-        self._complete: deque[tuple[list[AppendRecord], AppendTicket]] = deque()
+        self._complete: deque[tuple[list[RecordLike], AppendTicket]] = deque()
         self._line: deque[anyio.Event] = deque()
         self._yield = False
         self._wake = anyio.Event()
@@ -230,17 +234,20 @@ class Producer:
             S2SessionClosedError: the producer was closed.
             S2Error: what ended the producer.
         """
-        if type(record) is AppendRecord and not record.headers and not self._line:
+        # The hot path: the open batch has room, so nothing needs to be asked.
+        size = _LARGE
+        if type(record) is bytes:
+            size = 8 + len(record)
+        elif type(record) is AppendRecord and not record.headers:
             size = 8 + len(record.body)
-            if size <= self._room:
-                # The hot path: the open batch has room, so nothing needs to be asked.
-                self._room -= size
-                records = self._records
-                ticket = RecordTicket(self._ticket, len(records))
-                records.append(record)
-                if len(records) >= self._max_records:
-                    self._seal()
-                return ticket
+        if size <= self._room and not self._line:
+            self._room -= size
+            records = self._records
+            ticket = RecordTicket(self._ticket, len(records))
+            records.append(record)
+            if len(records) >= self._max_records:
+                self._seal()
+            return ticket
         if not self._line and not self._yield and (slow := self._add(record)) is not None:
             return slow
         return await self._submit_slowly(record)
@@ -289,7 +296,7 @@ class Producer:
             self._open()
         self._room -= size
         ticket = RecordTicket(self._ticket, len(self._records))
-        self._records.append(checked)
+        self._records.append(record if type(record) is bytes else checked)
         if len(self._records) >= self._max_records:
             self._seal()
         return ticket
@@ -346,19 +353,19 @@ class Producer:
         if self._complete:
             self._poke()
 
-    def _make_input(self, records: list[AppendRecord]) -> AppendInput:
-        return AppendInput(records, self._match_seq_num, self._fencing_token)
+    def _make_batch(self, records: list[RecordLike]) -> Outgoing:
+        return outgoing(records, self._match_seq_num, self._fencing_token)
 
     def _hand_over_nowait(self) -> None:
         records, ticket = self._complete[0]
         try:
-            self.session.accept(ticket, self._make_input(records))
+            self.session.accept(ticket, self._make_batch(records))
         except Exception as error:
             self._refused(ticket, error)
         else:
             self._handed_over(records)
 
-    def _handed_over(self, records: list[AppendRecord]) -> None:
+    def _handed_over(self, records: list[RecordLike]) -> None:
         self._complete.popleft()
         if self._match_seq_num is not None:
             self._match_seq_num += len(records)
@@ -432,7 +439,7 @@ class Producer:
     async def _hand_over(self) -> None:
         records, ticket = self._complete[0]
         try:
-            await self.session.submit_as(ticket, self._make_input(records))
+            await self.session.submit_as(ticket, self._make_batch(records))
         except Exception as error:
             if self._complete and self._complete[0][1] is ticket:
                 self._refused(ticket, error)

@@ -21,6 +21,7 @@ from durable_streams.s2._append_core import (
     Wait,
     Write,
 )
+from durable_streams.s2._outgoing import Outgoing, outgoing
 from durable_streams.s2._values import AppendAck, AppendInput, AppendRecord, StreamPosition
 from durable_streams.s2.errors import error_from_reply
 
@@ -88,7 +89,7 @@ class Simulation:
         records = [AppendRecord(b"%d" % (index % 10)) for index in range(size)]
         match = self.next_match if self.match else None
         self.next_match += size
-        self.core.accept(Entry(AppendInput(records, match), b"frame", promise))
+        self.core.accept(Entry(outgoing(records, match), b"frame", promise))
         self.promises.append(promise)
 
     def work(self, *, write_fails: bool = False) -> bool:
@@ -314,7 +315,7 @@ def test_reading_back_resolves_every_doubt_of_a_single_writer(actions: list[str]
 
 def entry(count: int = 1, **conditions: object) -> Entry[Promise]:
     batch = AppendInput([AppendRecord(b"x")] * count, **conditions)  # type: ignore[arg-type]
-    return Entry(batch, b"f", Promise(0, count))
+    return Entry(Outgoing(batch), b"f", Promise(0, count))
 
 
 def core(policy: str = "all", **options: object) -> AppendCore[Promise]:
