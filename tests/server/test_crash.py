@@ -1,8 +1,8 @@
 """A whole server with a SQLite store is ended again and again under load, and its clients go on as if nothing had been.
 
-Eight producers append to three streams through the network, pipelined, while others create, close, fork and delete;
-none of them is told of the end. `CRASH_ROUNDS` says how often the server ends. `CRASH_REPORT` names a file that gets a
-line of figures for each test.
+Eight producers append to three streams through the network, pipelined, while others follow these live, and create,
+close, fork and delete; none of them is told of the end. `CRASH_ROUNDS` says how often the server ends. `CRASH_REPORT`
+names a file that gets a line of figures for each test.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
+from typing import Literal
 
 import anyio
 import pytest
@@ -44,6 +45,7 @@ STREAMS = 3
 WINDOW = 40
 QUICK = BackoffOptions(initial_delay=0.02, max_delay=0.1, max_elapsed=None)
 TYPE = "application/octet-stream"
+LIVE: tuple[Literal["sse", "long-poll"], ...] = ("sse", "long-poll")
 _ENTRY = re.compile(rb"p([0-9]+):([0-9]+):(\.*);")
 
 
@@ -60,6 +62,7 @@ class Load:
         self.ended = anyio.Event()
         self.acknowledged = [-1] * PRODUCERS
         self.sent = [0] * PRODUCERS
+        self.followed: dict[str, bytes] = {}
         self.lives: dict[str, str] = {}  # what was last acknowledged of a path
         self.count = 0
         self._transport = transport
@@ -81,17 +84,31 @@ class Load:
         return DurableStream(f"{self.url}/{path}", content_type=TYPE, transport=self._transport, backoff_options=QUICK)
 
     async def run(self) -> None:
-        """All clients, until `ending` is set and all that they accepted is stored."""
-        async with anyio.create_task_group() as group:
-            for number in range(PRODUCERS):
-                group.start_soon(self.produce, number)
-            group.start_soon(self.come_and_go)
+        """All clients, until `ending` is set, all that they accepted is stored, and followers have read it."""
+        async with anyio.create_task_group() as followers:
+            async with anyio.create_task_group() as group:
+                for number in range(STREAMS):
+                    await self._handle(f"shared{number}").create_or_connect()
+                    for live in LIVE:
+                        followers.start_soon(self.follow, f"shared{number}", live)
+                for number in range(PRODUCERS):
+                    group.start_soon(self.produce, number)
+                group.start_soon(self.come_and_go)
+            for number in range(STREAMS):
+                await self._handle(f"shared{number}").close_stream()
         self.ended.set()
+
+    async def follow(self, path: str, live: Literal["sse", "long-poll"]) -> None:
+        """Read a stream live, from its beginning to its end."""
+        content = bytearray()
+        async with self._handle(path).stream(live=live) as response:
+            async for batch in response.iter_batches(as_="bytes"):
+                content += batch.data
+        self.followed[f"{path} {live}"] = bytes(content)
 
     async def produce(self, number: int) -> None:
         """One producer for the whole test: it never learns an error, and never changes its epoch."""
         handle = self._handle(f"shared{number % STREAMS}")
-        await handle.create_or_connect()
         waiting: list[tuple[int, Receipt]] = []
         async with IdempotentProducer(handle, f"p{number}", retry=QUICK, linger=0.0, max_batch_items=3) as producer:
             while not self.ending:
@@ -142,6 +159,8 @@ class Load:
         seen = [0] * PRODUCERS
         for number in range(STREAMS):
             content = await self._content(f"shared{number}")
+            for live in LIVE:
+                assert self.followed[f"shared{number} {live}"] == content, f"what came by {live} is not what there is"
             position = 0
             while position < len(content):
                 entry = _ENTRY.match(content, position)
@@ -216,7 +235,7 @@ async def test_clients_go_on_over_the_ends_of_a_server(
 
         async def use_for_a_while() -> None:
             if rng.random() < 0.9:  # else it ends as soon as it serves
-                await load.wait(rng.randrange(1, 800))
+                await load.wait(rng.randrange(1, 500))
 
         async def finish() -> None:
             await load.wait(200)
