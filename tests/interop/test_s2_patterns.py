@@ -22,6 +22,7 @@ from durable_streams.s2.patterns import (
     frame_chunks_to_records,
     inject_dedupe_headers,
 )
+from durable_streams.testing import S2Fake, S2Fault
 
 from .conftest import TypeScriptClient
 
@@ -213,3 +214,39 @@ async def test_a_stream_that_both_wrote_is_read_the_same_by_both(
 
         assert await read(stream) == expected
         assert [b64decode(message) for message in answer["messages"]] == expected
+
+
+@pytest.mark.parametrize("after", [0, 2, 5])
+async def test_duplicates_that_their_retries_make_are_read_once(ts_s2: TypeScriptClient, after: int) -> None:
+    """A cut connection makes their session write again what it had no acknowledgement for."""
+    with anyio.fail_after(60):
+        async with S2Fake() as fake:
+            fake.add_basin("basin-01", streams=["messages"])
+            fake.faults.script([S2Fault("cut_after", "append_session", after=after)])
+            where = {"endpoint": fake.url, "basin": "basin-01", "stream": "messages"}
+            sent = [text(message) for message in MESSAGES]
+            await ts_s2.call("write_messages", messages=sent, way="submit", options={"dedupeSeq": 0}, **where)
+            stored = len(fake.records("basin-01", "messages"))
+            async with S2("ignored", endpoints=fake.url) as s2:
+                got = await read(s2.basin("basin-01").stream("messages"))
+
+    assert stored > 9  # more than the messages need: something is there twice
+    assert got == MESSAGES
+
+
+@pytest.mark.parametrize("after", [0, 2, 5])
+async def test_duplicates_that_our_retries_make_are_read_once_by_them(ts_s2: TypeScriptClient, after: int) -> None:
+    with anyio.fail_after(60):
+        async with S2Fake() as fake:
+            fake.add_basin("basin-01", streams=["messages"])
+            fake.faults.script([S2Fault("cut_after", "append_session", after=after)])
+            async with S2("ignored", endpoints=fake.url) as s2:
+                session = s2.basin("basin-01").stream("messages").append_session()
+                async with SerializingAppendSession(session, BYTES, dedupe_seq=0) as writer:
+                    await writer.write_all(MESSAGES)
+            stored = len(fake.records("basin-01", "messages"))
+            where = {"endpoint": fake.url, "basin": "basin-01", "stream": "messages"}
+            answer = await ts_s2.call("read_messages", **where)
+
+    assert stored > 9
+    assert [b64decode(message) for message in answer["messages"]] == MESSAGES
