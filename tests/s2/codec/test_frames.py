@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 import threading
 import zlib
 from typing import Literal
@@ -286,3 +287,14 @@ def test_feeding_many_small_pieces_of_a_large_frame_takes_linear_time() -> None:
 
     assert decoder.feed(bytes(100)) == [Frame(bytes(1_000_000))]
     assert repr(decoder) == "<FrameDecoder: 0 bytes of a frame>"
+
+
+def test_zstd_without_its_package_says_which_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    _frames._zstd.cache_clear()
+    try:
+        with pytest.raises(ImportError, match=r"pip install 'durable-streams-anyio\[s2\]'"):
+            _frames.encode_frame(b"a" * 2000, "zstd")
+        assert decode(_frames.encode_frame(b"a" * 2000, "gzip")) == [Frame(b"a" * 2000)]
+    finally:
+        _frames._zstd.cache_clear()

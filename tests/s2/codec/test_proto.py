@@ -232,7 +232,7 @@ def nearly_runs(draw: st.DrawFn) -> bytes:
 
 
 @given(nearly_runs())
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_a_changed_byte_is_seen_by_the_shortcuts(data: bytes) -> None:
     agree(data)
 
