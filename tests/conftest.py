@@ -20,9 +20,15 @@ def anyio_backend(request: pytest.FixtureRequest) -> object:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left_behind() -> Iterator[None]:
-    """Collect garbage after each test, so that a leaked socket or coroutine fails the test that leaked it."""
+    """Collect garbage after each test, so that a leaked socket or coroutine fails the test that leaked it.
+
+    In between nothing is collected. So all that the test has made is in the youngest generation, and nothing else has
+    to be looked at: looking at everything each time would be a third of the suite's time.
+    """
+    gc.disable()
     yield
-    gc.collect()
+    gc.collect(0)
+    gc.enable()
 
 
 def pytest_collection_finish() -> None:
