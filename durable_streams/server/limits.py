@@ -6,8 +6,8 @@ A limit that is not set costs nothing. What is over one is refused before anythi
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 from .responses import Rejection
 from .stores.abilities import CountingStore
@@ -43,9 +43,8 @@ class Readers:
         self._most = most
         self._by_stream: dict[StreamRef, int] = {}
 
-    @contextmanager
-    def reading(self, ref: StreamRef) -> Iterator[None]:
-        """One more reader, for the length of the block.
+    def enter(self, ref: StreamRef) -> None:
+        """One more reader of a stream; `leave` has to follow.
 
         Raises:
             Rejection: if the stream has as many as it may have.
@@ -56,14 +55,14 @@ class Readers:
                 raise too_many("the stream has as many live readers as it may have")
             self._by_stream[ref] = here + 1
         self.open += 1
-        try:
-            yield
-        finally:
-            self.open -= 1
-            if self._most is not None:
-                here = self._by_stream.pop(ref) - 1
-                if here:
-                    self._by_stream[ref] = here
+
+    def leave(self, ref: StreamRef) -> None:
+        """One less."""
+        self.open -= 1
+        if self._most is not None:
+            here = self._by_stream.pop(ref) - 1
+            if here:
+                self._by_stream[ref] = here
 
 
 class Room:

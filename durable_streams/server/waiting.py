@@ -57,13 +57,16 @@ def attached(app: DurableStreamsApp, info: StreamInfo) -> Iterator[Watch]:
     Raises:
         Rejection: if the stream has as many live readers as it may have.
     """
-    with app.readers.reading(info.ref):
+    app.readers.enter(info.ref)
+    try:
         watch = app.store.watch(info.ref)
         try:
             yield watch
         finally:
             app.store.touch(info.ref, app.clock())
             watch.close()
+    finally:
+        app.readers.leave(info.ref)
 
 
 def time_left(app: DurableStreamsApp, info: StreamInfo) -> float:
