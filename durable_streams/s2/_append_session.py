@@ -110,8 +110,9 @@ class AppendSession:
             pipelined=self._s2s,
             read_back=read_back,
         )
-        self.on_idle: Callable[[], None] | None = None  # a producer's, called when everything is acknowledged
-        self._newest = self.settled = AppendTicket(0)
+        self._on_idle: Callable[[], None] | None = None  # a producer's, called when everything is acknowledged
+        self._newest: AppendTicket = AppendTicket(0)
+        self._settled: AppendTicket = self._newest
         self._line: deque[_Place] = deque()
         self._wake = anyio.Event()
         self._news: anyio.Event | None = None
@@ -227,12 +228,12 @@ class AppendSession:
         wanted = outgoing(batch, match_seq_num, fencing_token)
         self._check_usable()
         await anyio.lowlevel.checkpoint()
-        return await self.submit_as(AppendTicket(wanted.count), wanted)
+        return await self._submit_as(AppendTicket(wanted.count), wanted)
 
-    async def submit_as(self, ticket: AppendTicket, wanted: Outgoing) -> AppendTicket:
+    async def _submit_as(self, ticket: AppendTicket, wanted: Outgoing) -> AppendTicket:
         """`submit` under a ticket that was made before."""
         if self.has_room(wanted.metered_bytes):
-            return self.accept(ticket, wanted)
+            return self._accept(ticket, wanted)
         began = anyio.current_time()
         place = _Place(wanted.metered_bytes)
         self._line.append(place)
@@ -242,7 +243,7 @@ class AppendSession:
                     break
                 place.event = anyio.Event()
                 await place.event.wait()
-            return self.accept(ticket, wanted)
+            return self._accept(ticket, wanted)
         finally:
             self._backpressure_wait += anyio.current_time() - began
             self._line.remove(place)
@@ -267,7 +268,7 @@ class AppendSession:
                 f"the session is full: {len(self._core.pending)} batches of {self._core.pending_bytes} metered bytes "
                 "wait for their acknowledgement"
             )
-        return self.accept(AppendTicket(wanted.count), wanted)
+        return self._accept(AppendTicket(wanted.count), wanted)
 
     def has_room(self, size: int) -> bool:
         """Whether `submit_nowait` of a batch of so many metered bytes finds room."""
@@ -279,7 +280,7 @@ class AppendSession:
         if (refusal := self._core.refusal()) is not None:
             raise refusal
 
-    def accept(self, ticket: AppendTicket, batch: Outgoing) -> AppendTicket:
+    def _accept(self, ticket: AppendTicket, batch: Outgoing) -> AppendTicket:
         self._check_usable()
         frame = batch.frame(self._context.compression) if self._s2s else b""
         self._core.accept(Entry(batch, frame, ticket, keep=self._keep))
@@ -377,7 +378,7 @@ class AppendSession:
             self._news.set()
             self._news = None
 
-    async def next_after(self, ticket: AppendTicket) -> AppendTicket | None:
+    async def _next_after(self, ticket: AppendTicket) -> AppendTicket | None:
         """The batch accepted after this one, or None if there will be none."""
         while ticket._next is None:
             if self.closed or self._core.state is State.ENDED:
@@ -565,7 +566,7 @@ class AppendSession:
     def _settle(self, entry: Entry[AppendTicket], ack: AppendAck) -> None:
         """A batch is durable."""
         ticket = entry.promise
-        self.settled = ticket
+        self._settled = ticket
         self._acked_batches += 1
         self._acked_records += ticket.count
         self._acked_bytes += entry.size
@@ -573,8 +574,8 @@ class AppendSession:
         self._ack_wait += took
         self._max_ack_wait = max(self._max_ack_wait, took)
         ticket.resolve(ack)
-        if self.on_idle is not None and not self._core.pending:
-            self.on_idle()
+        if self._on_idle is not None and not self._core.pending:
+            self._on_idle()
 
     async def _read_back(self, entry: Entry[AppendTicket]) -> None:
         """Look whether a batch is stored, and report."""
