@@ -102,13 +102,13 @@ class AckIterator:
 
     def __init__(self, session: AppendSession) -> None:
         self._session = session
-        self._before = session.settled
+        self._before = session._settled
 
     def __aiter__(self) -> AckIterator:
         return self
 
     async def __anext__(self) -> AppendAck:
-        ticket = await self._session.next_after(self._before)
+        ticket = await self._session._next_after(self._before)
         if ticket is None:
             if (failure := self._session.failure_cause) is not None:
                 raise fresh(failure)

@@ -30,9 +30,9 @@ class Outgoing:
         self._batch: AppendInput | None = batch
         self._bodies: list[bytes] = []
         self._fencing_token = batch.fencing_token
-        self.count = len(batch.records)
-        self.metered_bytes = batch.metered_bytes
-        self.match_seq_num = batch.match_seq_num
+        self.count: int = len(batch.records)
+        self.metered_bytes: int = batch.metered_bytes
+        self.match_seq_num: int | None = batch.match_seq_num
 
     @classmethod
     def plain(cls, bodies: list[bytes], match_seq_num: int | None, fencing_token: str | None) -> Outgoing | None:

@@ -56,7 +56,7 @@ class RecordTicket:
 
     def __init__(self, batch: AppendTicket, index: int) -> None:
         self._batch = batch
-        self.index = index
+        self.index: int = index
 
     @property
     def done(self) -> bool:
@@ -167,12 +167,12 @@ class Producer:
             raise RuntimeError("the producer has been started already")
         if self._closing:
             raise S2SessionClosedError("the producer was closed")
-        if self.session.on_idle is not None:
+        if self.session._on_idle is not None:
             raise RuntimeError("the session has a producer already")
         if self._owns_session:
             await self.session.start(task_group)
         self._ended = anyio.Event()
-        self.session.on_idle = self._poke
+        self.session._on_idle = self._poke
         task_group.start_soon(self._run)
 
     async def close(self) -> None:
@@ -359,7 +359,7 @@ class Producer:
     def _hand_over_nowait(self) -> None:
         records, ticket = self._complete[0]
         try:
-            self.session.accept(ticket, self._make_batch(records))
+            self.session._accept(ticket, self._make_batch(records))
         except Exception as error:
             self._refused(ticket, error)
         else:
@@ -414,7 +414,7 @@ class Producer:
             with self._life:
                 await self._work()
         finally:
-            session.on_idle = None
+            session._on_idle = None
             if not self._life.cancel_called and self._failure is None and (self._complete or self._records):
                 self._fail(S2SessionClosedError("the task group of the producer was cancelled"))
             self._closing = True
@@ -439,7 +439,7 @@ class Producer:
     async def _hand_over(self) -> None:
         records, ticket = self._complete[0]
         try:
-            await self.session.submit_as(ticket, self._make_batch(records))
+            await self.session._submit_as(ticket, self._make_batch(records))
         except Exception as error:
             if self._complete and self._complete[0][1] is ticket:
                 self._refused(ticket, error)

@@ -24,7 +24,7 @@ class AppendTicket:
     __slots__ = ("_ack", "_error", "_event", "_next", "count")
 
     def __init__(self, count: int) -> None:
-        self.count = count
+        self.count: int = count
         self._ack: AppendAck | None = None
         self._error: Exception | None = None
         self._event: anyio.Event | None = None
