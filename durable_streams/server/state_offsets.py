@@ -31,10 +31,10 @@ class AnnotatedPage:
     def __init__(self, page: StorePage, data: bytes) -> None:
         self._page = page
         self._data = memoryview(data)
-        self.start = page.start
-        self.end = page.end
-        self.tail = page.tail
-        self.closed = page.closed
+        self.start: Offset = page.start
+        self.end: Offset = page.end
+        self.tail: Offset = page.tail
+        self.closed: bool = page.closed
         self.size: int = len(data)
 
     async def next_piece(self) -> memoryview | None:
