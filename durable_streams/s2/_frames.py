@@ -88,23 +88,21 @@ def frame_head(size: int, flag: int = 0) -> bytes:
     return (size + 1 << 8 | flag).to_bytes(4, "big")
 
 
-def encode_frame(payload: bytes, compression: Compression = "none", *, reconnect: bool = False) -> bytes:
+def encode_frame(payload: bytes, compression: Compression = "none") -> bytes:
     """A frame with this payload.
 
     Args:
         payload: An encoded protobuf message.
         compression: Used from 1024 bytes up, and only if it makes the payload smaller.
-        reconnect: Whether to advise the peer to reconnect; only servers do.
 
     Raises:
         InvalidArgumentError: if the payload has more than 2,097,151 bytes.
     """
-    flag = RECONNECT if reconnect else 0
-    head = frame_head(len(payload), flag)
+    head = frame_head(len(payload))
     if compression != "none" and len(payload) >= MIN_COMPRESSED_BYTES:
         packed = compress(payload, compression)
         if len(packed) < len(payload):
-            return frame_head(len(packed), flag | _CODES[compression]) + packed
+            return frame_head(len(packed), _CODES[compression]) + packed
     return head + payload
 
 

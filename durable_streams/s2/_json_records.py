@@ -50,19 +50,6 @@ def _to_replaced_text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
-def is_text(batch: AppendInput) -> bool:
-    """Whether the format "raw" can carry all of a batch."""
-    try:
-        for record in batch.records:
-            record.body.decode()
-            for name, value in record.headers:
-                name.decode()
-                value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def encode_append_input(batch: AppendInput, form: Format) -> bytes:
     """The body of a unary append.
 

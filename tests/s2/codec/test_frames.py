@@ -62,12 +62,11 @@ def test_frames_have_the_bytes_of_the_specification(text: str, frame: Frame | Te
     assert decode(data) == [frame]
     if isinstance(frame, Terminal):
         assert _frames.encode_terminal(frame) == data
-    elif len(frame.payload) < 1024:
-        assert _frames.encode_frame(frame.payload, reconnect=frame.reconnect) == data
-        assert _frames.encode_frame(frame.payload, "zstd", reconnect=frame.reconnect) == data
-        if not frame.reconnect:
-            assert _frames.encode_frame_of([frame.payload[:3], frame.payload[3:]]) == data
-            assert _frames.encode_frame_of([frame.payload], "gzip") == data
+    elif len(frame.payload) < 1024 and not frame.reconnect:
+        assert _frames.encode_frame(frame.payload) == data
+        assert _frames.encode_frame(frame.payload, "zstd") == data
+        assert _frames.encode_frame_of([frame.payload[:3], frame.payload[3:]]) == data
+        assert _frames.encode_frame_of([frame.payload], "gzip") == data
 
 
 def test_the_compressed_vector_is_an_append_input() -> None:
@@ -93,12 +92,12 @@ COMPRESSIONS: st.SearchStrategy[Compression] = st.sampled_from(["none", "gzip", 
 PAYLOADS = st.one_of(st.binary(max_size=50), st.binary(min_size=1, max_size=30).map(lambda unit: unit * 100))
 
 
-@given(st.lists(st.tuples(PAYLOADS, COMPRESSIONS, st.booleans()), max_size=5), st.data())
+@given(st.lists(st.tuples(PAYLOADS, COMPRESSIONS), max_size=5), st.data())
 @settings(max_examples=150, deadline=None)
 def test_any_frames_in_any_split_come_back_as_they_were(
-    frames: list[tuple[bytes, Compression, bool]], draw: st.DataObject
+    frames: list[tuple[bytes, Compression]], draw: st.DataObject
 ) -> None:
-    data = b"".join(_frames.encode_frame(payload, how, reconnect=flag) for payload, how, flag in frames)
+    data = b"".join(_frames.encode_frame(payload, how) for payload, how in frames)
     cuts = sorted(draw.draw(st.lists(st.integers(0, len(data)), max_size=6)))
 
     decoder, found = FrameDecoder(), []
@@ -106,7 +105,7 @@ def test_any_frames_in_any_split_come_back_as_they_were(
         found += decoder.feed(data[start:stop])
     decoder.finish()
 
-    assert found == [Frame(payload, flag) for payload, _, flag in frames]
+    assert found == [Frame(payload) for payload, _ in frames]
 
 
 @pytest.mark.parametrize("how", ["gzip", "zstd"])
@@ -115,7 +114,6 @@ def test_payloads_are_compressed_from_1024_bytes_up_if_it_helps(how: Literal["gz
 
     assert _frames.encode_frame(b"a" * 1023, how)[3] == 0
     assert _frames.encode_frame(b"a" * 1024, how)[3] == flag
-    assert _frames.encode_frame(b"a" * 1024, how, reconnect=True)[3] == flag | 0x10
     noise = zlib.compress(bytes(range(256)) * 8)[:1] + bytes((i * i * 31 + i // 7) & 0xFF for i in range(1024))
     packed = _frames.encode_frame(noise, how)
     assert len(packed) <= len(noise) + 4
