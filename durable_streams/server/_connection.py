@@ -35,6 +35,8 @@ logger: logging.Logger = logging.getLogger("durable_streams.server")
 
 # More of a body than this is not taken from the socket before somebody reads it.
 _HIGH_WATER = 64 * 1024
+# Pieces of the body that are not longer are put together.
+_TINY = 1024
 # A longer body is not copied to stand in one piece with what surrounds it.
 _COPIED = 16 * 1024
 # While an answer longer than this is sent, so much may lie ready for the socket.
@@ -104,7 +106,7 @@ class Exchange(Call):
         self.headers = headers
         self._connection = connection
         self._expects_continue = b"expect" in headers and headers[b"expect"].lower() == b"100-continue"
-        self._pieces: list[bytes] = []
+        self._pieces: list[bytes | bytearray] = []  # the first one is bytes
         self._size = 0
         self._news = False
         self._waiter: asyncio.Future[None] | None = None
@@ -127,7 +129,13 @@ class Exchange(Call):
 
     def feed(self, data: bytes) -> None:
         """A piece of the body has come."""
-        self._pieces.append(data)
+        pieces = self._pieces
+        if not pieces or len(data) > _TINY:
+            pieces.append(data)
+        elif isinstance(last := pieces[-1], bytearray):
+            last += data  # else a body of tiny chunks would cost many times its size
+        else:
+            pieces.append(bytearray(data))
         self._size += len(data)
         if self._size > _HIGH_WATER:
             self._connection.pause_reading()
@@ -201,7 +209,7 @@ class Exchange(Call):
         if self._size > limit:
             raise too_large(limit)
         pieces, self._pieces = self._pieces, []
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
 
     async def start(self, status: int, headers: Headers) -> None:
         """Send status and headers, with the first piece of the body."""

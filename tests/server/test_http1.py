@@ -2,6 +2,7 @@
 
 import socket
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,6 +160,12 @@ class FullTransport:
     def write(self, data: bytes) -> None:
         self.written += data
 
+    def writelines(self, pieces: list[bytes]) -> None:
+        self.written += b"".join(pieces)
+
+    def close(self) -> None:
+        self.reading = False
+
     def pause_reading(self) -> None:
         self.reading = False
 
@@ -169,15 +176,46 @@ class FullTransport:
         return False
 
 
-@pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_client_that_takes_no_answers_is_given_no_more_and_nothing_more_is_read() -> None:
-    transport = FullTransport()
-    config: Any = SimpleNamespace(max_connections=None, timeout_keep_alive=75, direct=DurableStreamsApp(MemoryStore()))
+def connection_to(transport: FullTransport, app: DurableStreamsApp) -> Connection:
+    config: Any = SimpleNamespace(max_connections=None, timeout_keep_alive=75, direct=app)
     config.prefix = lambda default, common: b""
     state = SimpleNamespace(connections=set(), tasks=set(), default_headers=[], total_requests=0)
     connection = Connection(config, state, {})
     connection.connection_made(transport)
+    return connection
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_body_of_tiny_chunks_costs_little_more_than_its_size() -> None:
+    transport = FullTransport()
+    connection = connection_to(transport, DurableStreamsApp(MemoryStore()))
+    connection.data_received(PUT)
+    connection.data_received(
+        b"POST /v1/stream/x HTTP/1.1\r\nhost: s\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
+    chunks = b"2\r\nab\r\n" * 1000
+
+    tracemalloc.start()
+    try:
+        for _ in range(200):
+            connection.data_received(chunks)
+        assert tracemalloc.get_traced_memory()[0] < 2 * 400_000
+    finally:
+        tracemalloc.stop()
+    connection.data_received(b"0\r\n\r\n" + GET)
+
+    while len(statuses(transport.written)) < 3:
+        await anyio.lowlevel.checkpoint()
+    assert transport.written.endswith(b"ab" * 200_000)
+    connection.connection_lost(None)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_client_that_takes_no_answers_is_given_no_more_and_nothing_more_is_read() -> None:
+    transport = FullTransport()
+    connection = connection_to(transport, DurableStreamsApp(MemoryStore()))
     connection.data_received(PUT)
     while not transport.written:
         await anyio.lowlevel.checkpoint()
