@@ -120,9 +120,18 @@ class Senders:
             self.turn(_GIVE_UP)
         self.end()
 
+    @property
+    def busy(self) -> bool:
+        """Whether answers are still to come."""
+        return bool(self._sent)
+
+    def stop(self) -> None:
+        """Send no more."""
+        self._requests = iter(())
+
     def end(self) -> None:
         """Wait for the last answers and disconnect."""
-        self._requests = iter(())
+        self.stop()
         while self._sent:
             self.turn(_GIVE_UP)
         for connection in self._sockets.values():
@@ -296,28 +305,29 @@ def detach() -> dict[str, Any]:
     return {}
 
 
-def fan_out(url: str, messages: int, connections: int = 1, size: int = 100) -> dict[str, Any]:
-    """Append so many messages, and wait until all readers have all of them."""
+def fan_out(url: str, messages: int | None = None, seconds: float = _GIVE_UP, size: int = 100) -> dict[str, Any]:
+    """Append so many messages, or for so long, on one connection, and wait until all readers have all of them."""
     (readers,) = _readers
     post = request("POST", url, MARK.rjust(size, b"x"), content_type="text/plain")
-    appenders = Senders(url, connections, repeat(post, messages))
-    wanted = messages * len(readers.counts)
+    sender = Senders(url, 1, repeat(post) if messages is None else repeat(post, messages))
     arrived = 0
     started = time.perf_counter()
-    appenders.begin()
+    sender.begin()
     both = select.epoll()
     both.register(readers, select.EPOLLIN)
-    both.register(appenders, select.EPOLLIN)
-    while arrived < wanted:
+    both.register(sender, select.EPOLLIN)
+    while sender.busy or arrived < len(sender.latencies) * len(readers.counts):
         if not (ready := both.poll(_GIVE_UP)):
-            raise RuntimeError(f"{arrived} messages arrived instead of {wanted}")
+            raise RuntimeError(f"{arrived} messages have arrived, and no more come")
+        if time.perf_counter() - started > seconds:
+            sender.stop()
         for number, _ in ready:
-            if number == appenders.fileno():
-                appenders.turn(0)
+            if number == sender.fileno():
+                sender.turn(0)
             else:
                 arrived += readers.turn(0)
     took = time.perf_counter() - started
-    appenders.end()
+    sender.end()
     both.close()
     return {"count": arrived, "seconds": took}
 

@@ -19,7 +19,6 @@ BYTES = "application/octet-stream"
 LARGE = 100_000_000
 JSON_ITEMS = 200_000
 READERS = 100
-MESSAGES = 500
 IDLE = 10_000
 LIMIT = "limit"
 #: For rows in which rakaia would take minutes.
@@ -144,7 +143,7 @@ def _fan_out(bench: Bench, server: ServerUnderTest, costs: deque[float]) -> floa
     url = fill(server.url, "sse", "text/plain")
     bench.load.ask("attach", url=url, readers=READERS)
     before = server.cpu_seconds()
-    answer = bench.load.ask("fan_out", url=url, messages=MESSAGES)
+    answer = bench.load.ask("fan_out", url=url, seconds=SECONDS)
     costs.append((server.cpu_seconds() - before) / answer["count"] * 1e6)
     bench.load.ask("detach")
     remove(url)

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from .sse import Event, StreamEvents
 
 _MAX_AGE_JITTER = 0.1
-# After so many pushes others may run.
-_PUSHES_IN_A_ROW = 50
+# After so many pushes others may run. Appends among them make the next event larger, instead of one for each.
+_PUSHES_IN_A_ROW = 8
 
 
 class Resting:
