@@ -2,7 +2,8 @@
 
 Seven messages, all made of varints and length-delimited fields (specification: S2 3.3). The codec is held to the
 official runtime by the tests: unknown fields are skipped, the last of a scalar field counts, repeated sub-messages of a
-singular field are merged, a field of another wire type than declared is an unknown field.
+singular field are merged, a field of another wire type than declared is an unknown field. `_protobuf` has the encoding
+itself.
 
 Encoding
     A batch is the plain concatenation of its records, each `0a <length> <AppendRecord>`, and two optional fields. So it
@@ -30,29 +31,14 @@ from functools import partial
 from itertools import chain, repeat
 from operator import attrgetter
 
-from ._values import MAX_U64, AppendAck, AppendInput, AppendRecord, Header, ReadBatch, SequencedRecord, StreamPosition
+from ._protobuf import TRUNCATED, check_end, read_span, read_tag, read_varint, skip, varint
+from ._values import AppendAck, AppendInput, AppendRecord, Header, ReadBatch, SequencedRecord, StreamPosition
 from .errors import S2ProtocolError
 
-_VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
-_MAX_GROUPS = 100  # nesting of groups, which nobody sends; as deep as the official runtime goes
-_MAX_TAG = (1 << 32) - 1
-
+_make_record = partial(tuple.__new__, SequencedRecord)
 _body_of, _headers_of, _timestamp_of = map(attrgetter, ("body", "headers", "timestamp"))
 
-_make_record = partial(tuple.__new__, SequencedRecord)
-
 # --- Encoding ---------------------------------------------------------------------------------------------------------
-
-
-def _varint(value: int) -> bytes:
-    if value < 0x80:
-        return b"%c" % value
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 class _Prefixes(dict[int, bytes]):
@@ -62,8 +48,8 @@ class _Prefixes(dict[int, bytes]):
 
     def __missing__(self, length: int) -> bytes:
         if length:
-            field = b"\x1a" + _varint(length)
-            prefix = b"\x0a" + _varint(len(field) + length) + field
+            field = b"\x1a" + varint(length)
+            prefix = b"\x0a" + varint(len(field) + length) + field
         else:
             prefix = b"\x0a\x00"
         if len(self) < self._KEPT:
@@ -79,10 +65,10 @@ def _headers(tag: bytes, headers: tuple[Header, ...]) -> bytes:
     for name, value in headers:
         header = b""
         if name:
-            header = b"\x0a" + _varint(len(name)) + name
+            header = b"\x0a" + varint(len(name)) + name
         if value:
-            header += b"\x12" + _varint(len(value)) + value
-        parts.append(tag + _varint(len(header)) + header)
+            header += b"\x12" + varint(len(value)) + value
+        parts.append(tag + varint(len(header)) + header)
     return b"".join(parts)
 
 
@@ -94,12 +80,12 @@ def record_prefix(record: AppendRecord) -> bytes:
     body = record.body
     if record.timestamp is None and not record.headers:
         return _prefixes[len(body)]
-    head = b"" if record.timestamp is None else b"\x08" + _varint(record.timestamp)
+    head = b"" if record.timestamp is None else b"\x08" + varint(record.timestamp)
     if record.headers:
         head += _headers(b"\x12", record.headers)
     if body:
-        head += b"\x1a" + _varint(len(body))
-    return b"\x0a" + _varint(len(head) + len(body)) + head
+        head += b"\x1a" + varint(len(body))
+    return b"\x0a" + varint(len(head) + len(body)) + head
 
 
 def encode_append_input(batch: AppendInput) -> bytes:
@@ -131,18 +117,18 @@ def body_pieces(
 
 def _conditions(match_seq_num: int | None, fencing_token: str | None) -> bytes:
     """Both fields have presence: 0 and "" are conditions, and are sent (S2 3.3)."""
-    out = b"" if match_seq_num is None else b"\x10" + _varint(match_seq_num)
+    out = b"" if match_seq_num is None else b"\x10" + varint(match_seq_num)
     if fencing_token is not None:
         token = fencing_token.encode()
-        out += b"\x1a" + _varint(len(token)) + token
+        out += b"\x1a" + varint(len(token)) + token
     return out
 
 
 def _position(position: StreamPosition) -> bytes:
-    out = b"\x08" + _varint(position.seq_num) if position.seq_num else b""
+    out = b"\x08" + varint(position.seq_num) if position.seq_num else b""
     if position.timestamp:
-        out += b"\x10" + _varint(position.timestamp)
-    return _varint(len(out)) + out
+        out += b"\x10" + varint(position.timestamp)
+    return varint(len(out)) + out
 
 
 def encode_append_ack(ack: AppendAck) -> bytes:
@@ -154,14 +140,14 @@ def encode_read_batch(batch: ReadBatch) -> bytes:
     """A `ReadBatch` message."""
     parts: list[bytes] = []
     for seq_num, timestamp, body, headers in batch.records:
-        head = b"\x08" + _varint(seq_num) if seq_num else b""
+        head = b"\x08" + varint(seq_num) if seq_num else b""
         if timestamp:
-            head += b"\x10" + _varint(timestamp)
+            head += b"\x10" + varint(timestamp)
         if headers:
             head += _headers(b"\x1a", headers)
         if body:
-            head += b"\x22" + _varint(len(body))
-        parts += (b"\x0a" + _varint(len(head) + len(body)) + head, body)
+            head += b"\x22" + varint(len(body))
+        parts += (b"\x0a" + varint(len(head) + len(body)) + head, body)
     if batch.tail is not None:
         parts.append(b"\x12" + _position(batch.tail))
     return b"".join(parts)
@@ -170,104 +156,35 @@ def encode_read_batch(batch: ReadBatch) -> bytes:
 # --- Decoding: the general part ---------------------------------------------------------------------------------------
 
 
-#: For the second and later bytes of a varint: how far they are shifted, and what the flags of all before amount to.
-_STEPS = tuple((7 * byte, sum(0x80 << 7 * before for before in range(byte))) for byte in range(1, 10))
-
-
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """A varint and the place after it. Raises IndexError at the end of the data."""
-    value = data[at]
-    at += 1
-    if value < 0x80:
-        return value, at
-    for shift, flags in _STEPS:
-        byte = data[at]
-        at += 1
-        value += byte << shift
-        if byte < 0x80:
-            value -= flags
-            if value > MAX_U64:
-                raise S2ProtocolError("protobuf: a varint has more than 64 bits")
-            return value, at
-    raise S2ProtocolError("protobuf: a varint has more than ten bytes")
-
-
-def _read_span(data: bytes, at: int, end: int) -> tuple[int, int]:
-    """First byte and end of a length-delimited field whose length stands here."""
-    size = data[at]
-    at += 1
-    if size > 0x7F:
-        size, at = _read_varint(data, at - 1)
-    stop = at + size
-    if stop > end:
-        raise S2ProtocolError(f"protobuf: a field of {size} bytes goes beyond the end of its message")
-    return at, stop
-
-
-def _read_tag(data: bytes, at: int) -> tuple[int, int]:
-    """Tag of a field, and the place after it."""
-    tag = data[at]
-    if tag < 0x80:
-        return tag, at + 1
-    return _read_varint(data, at)
-
-
-def _skip(data: bytes, tag: int, at: int, end: int) -> int:
-    """The place after an unknown field with this tag, whose content stands here."""
-    groups: list[int] = []
-    while True:
-        kind = tag & 7
-        if tag < 8 or tag > _MAX_TAG or kind > _FIXED32:
-            raise S2ProtocolError(f"protobuf: {tag} is no tag")
-        if kind == _VARINT:
-            _, at = _read_varint(data, at)
-        elif kind == _BYTES:
-            _, at = _read_span(data, at, end)
-        elif kind == _GROUP:
-            groups.append(tag >> 3)
-            if len(groups) > _MAX_GROUPS:
-                raise S2ProtocolError("protobuf: groups are nested too deeply")
-        elif kind == _GROUP_END:
-            if not groups or groups.pop() != tag >> 3:
-                raise S2ProtocolError("protobuf: a group ends that did not begin")
-        else:
-            at += 8 if kind == _FIXED64 else 4
-        if at > end:
-            raise S2ProtocolError(_OVERRUN)
-        if not groups:
-            return at
-        tag, at = _read_tag(data, at)
-
-
 def _read_header(data: bytes, at: int, end: int) -> Header:
     """A `Header` message."""
     name = value = b""
     while at < end:
-        tag, at = _read_tag(data, at)
+        tag, at = read_tag(data, at)
         if tag == 0x0A:
-            at, stop = _read_span(data, at, end)
+            at, stop = read_span(data, at, end)
             name = data[at:stop]
             at = stop
         elif tag == 0x12:
-            at, stop = _read_span(data, at, end)
+            at, stop = read_span(data, at, end)
             value = data[at:stop]
             at = stop
         else:
-            at = _skip(data, tag, at, end)
+            at = skip(data, tag, at, end)
     return name, value
 
 
 def _read_position(data: bytes, at: int, end: int, before: StreamPosition | None) -> StreamPosition:
     seq_num, timestamp = (0, 0) if before is None else (before.seq_num, before.timestamp)
     while at < end:
-        tag, at = _read_tag(data, at)
+        tag, at = read_tag(data, at)
         if tag == 0x08:
-            seq_num, at = _read_varint(data, at)
+            seq_num, at = read_varint(data, at)
         elif tag == 0x10:
-            timestamp, at = _read_varint(data, at)
+            timestamp, at = read_varint(data, at)
         else:
-            at = _skip(data, tag, at, end)
-    _check_end(at, end)
+            at = skip(data, tag, at, end)
+    check_end(at, end)
     return StreamPosition(seq_num, timestamp)
 
 
@@ -283,9 +200,9 @@ def _read_record(data: bytes, at: int, end: int) -> tuple[SequencedRecord, int]:
     seq_num = timestamp = 0
     headers: list[Header] = []
     if place < end and data[place] == 0x08:
-        seq_num, place = _read_varint(data, place + 1)
+        seq_num, place = read_varint(data, place + 1)
         if place < end and data[place] == 0x10:
-            timestamp, place = _read_varint(data, place + 1)
+            timestamp, place = read_varint(data, place + 1)
         while place + 3 < end and data[place] == 0x1A and data[place + 2] == 0x0A:
             stop = place + 2 + data[place + 1]
             name_end = place + 4 + data[place + 3]
@@ -297,7 +214,7 @@ def _read_record(data: bytes, at: int, end: int) -> tuple[SequencedRecord, int]:
             headers.append((data[place + 4 : name_end], data[value:stop]))
             place = stop
         if place + 1 < end and data[place] == 0x22:
-            size, start = _read_varint(data, place + 1)
+            size, start = read_varint(data, place + 1)
             if start + size == end:
                 return _make_record((seq_num, timestamp, data[start:end], tuple(headers))), place
     return _read_any_record(data, at, end)
@@ -311,38 +228,28 @@ def _read_any_record(data: bytes, at: int, end: int) -> tuple[SequencedRecord, i
     first, seq_at, body_at = at, -1, 0
     while at < end:
         place = at
-        tag, at = _read_tag(data, at)
+        tag, at = read_tag(data, at)
         short = at - place == 1  # else the tag has needless bytes, and what follows stands elsewhere
         if tag == 0x22:
             body_at = place if short else 0
-            at, stop = _read_span(data, at, end)
+            at, stop = read_span(data, at, end)
             body = data[at:stop]
             at = stop
             continue
         body_at = 0
         if tag == 0x1A:
-            at, stop = _read_span(data, at, end)
+            at, stop = read_span(data, at, end)
             headers.append(_read_header(data, at, stop))
             at = stop
         elif tag == 0x08:
             seq_at = place if short else -1
-            seq_num, at = _read_varint(data, at)
+            seq_num, at = read_varint(data, at)
         elif tag == 0x10:
-            timestamp, at = _read_varint(data, at)
+            timestamp, at = read_varint(data, at)
         else:
-            at = _skip(data, tag, at, end)
-    _check_end(at, end)
+            at = skip(data, tag, at, end)
+    check_end(at, end)
     return SequencedRecord(seq_num, timestamp, body, tuple(headers)), body_at if seq_at == first else 0
-
-
-def _check_end(at: int, end: int) -> None:
-    """A varint, which carries no length, may have run out of its message into what follows."""
-    if at > end:
-        raise S2ProtocolError(_OVERRUN)
-
-
-_OVERRUN = "protobuf: a field goes beyond the end of its message"
-_TRUNCATED = "protobuf: the message ends in the middle of a field"
 
 
 def decode_append_ack(data: bytes) -> AppendAck:
@@ -355,15 +262,15 @@ def decode_append_ack(data: bytes) -> AppendAck:
     at, end = 0, len(data)
     try:
         while at < end:
-            tag, at = _read_tag(data, at)
+            tag, at = read_tag(data, at)
             if tag in (0x0A, 0x12, 0x1A):
-                at, stop = _read_span(data, at, end)
+                at, stop = read_span(data, at, end)
                 found[tag] = _read_position(data, at, stop, found.get(tag))
                 at = stop
             else:
-                at = _skip(data, tag, at, end)
+                at = skip(data, tag, at, end)
     except IndexError:
-        raise S2ProtocolError(_TRUNCATED) from None
+        raise S2ProtocolError(TRUNCATED) from None
     origin = StreamPosition(0, 0)
     return AppendAck(found.get(0x0A, origin), found.get(0x12, origin), found.get(0x1A, origin))
 
@@ -381,21 +288,21 @@ def decode_append_input(data: bytes) -> AppendInput:
     at, end = 0, len(data)
     try:
         while at < end:
-            tag, at = _read_tag(data, at)
+            tag, at = read_tag(data, at)
             if tag == 0x0A:
-                at, stop = _read_span(data, at, end)
+                at, stop = read_span(data, at, end)
                 records.append(_append_record(data, at, stop))
                 at = stop
             elif tag == 0x10:
-                match_seq_num, at = _read_varint(data, at)
+                match_seq_num, at = read_varint(data, at)
             elif tag == 0x1A:
-                at, stop = _read_span(data, at, end)
+                at, stop = read_span(data, at, end)
                 fencing_token = data[at:stop].decode()
                 at = stop
             else:
-                at = _skip(data, tag, at, end)
+                at = skip(data, tag, at, end)
     except IndexError:
-        raise S2ProtocolError(_TRUNCATED) from None
+        raise S2ProtocolError(TRUNCATED) from None
     except UnicodeDecodeError as error:
         raise S2ProtocolError(f"protobuf: the fencing token is not UTF-8: {error.reason}") from None
     return AppendInput([AppendRecord(*fields) for fields in records], match_seq_num, fencing_token)
@@ -407,20 +314,20 @@ def _append_record(data: bytes, at: int, end: int) -> tuple[bytes, tuple[Header,
     body = b""
     headers: list[Header] = []
     while at < end:
-        tag, at = _read_tag(data, at)
+        tag, at = read_tag(data, at)
         if tag == 0x08:
-            timestamp, at = _read_varint(data, at)
+            timestamp, at = read_varint(data, at)
         elif tag == 0x12:
-            at, stop = _read_span(data, at, end)
+            at, stop = read_span(data, at, end)
             headers.append(_read_header(data, at, stop))
             at = stop
         elif tag == 0x1A:
-            at, stop = _read_span(data, at, end)
+            at, stop = read_span(data, at, end)
             body = data[at:stop]
             at = stop
         else:
-            at = _skip(data, tag, at, end)
-    _check_end(at, end)
+            at = skip(data, tag, at, end)
+    check_end(at, end)
     return body, tuple(headers), timestamp
 
 
@@ -446,19 +353,19 @@ def decode_read_batch(data: bytes) -> ReadBatch:
             if data[at] == 0x0A:
                 at = _read_records(data, at, end, records)
                 continue
-            tag, at = _read_tag(data, at)
+            tag, at = read_tag(data, at)
             if tag == 0x12:
-                at, stop = _read_span(data, at, end)
+                at, stop = read_span(data, at, end)
                 tail = _read_position(data, at, stop, tail)
                 at = stop
             elif tag == 0x0A:  # written with needless bytes
-                at, stop = _read_span(data, at, end)
+                at, stop = read_span(data, at, end)
                 records.append(_read_record(data, at, stop)[0])
                 at = stop
             else:
-                at = _skip(data, tag, at, end)
+                at = skip(data, tag, at, end)
     except IndexError:
-        raise S2ProtocolError(_TRUNCATED) from None
+        raise S2ProtocolError(TRUNCATED) from None
     return ReadBatch(tuple(records), tail)
 
 
@@ -472,7 +379,7 @@ def _read_records(data: bytes, at: int, end: int, records: list[SequencedRecord]
         piece = at
         length, start = data[at + 1], at + 2
         if length > 0x7F:
-            length, start = _read_varint(data, at + 1)
+            length, start = read_varint(data, at + 1)
         stop = start + length
         if stop > end:
             raise S2ProtocolError(f"protobuf: a record of {length} bytes goes beyond the end of its message")
@@ -487,7 +394,7 @@ def _read_records(data: bytes, at: int, end: int, records: list[SequencedRecord]
             size = data[at]
             at += 1
             if size > 0x7F:
-                size, at = _read_varint(data, at - 1)
+                size, at = read_varint(data, at - 1)
             if at + size == stop:
                 count, stride = 1, stop - piece
                 if at - piece <= _MAX_COLUMNS and data.startswith(data[piece : start + 1], stop):
