@@ -447,3 +447,29 @@ async def test_the_whole_under_random_faults_keeps_every_promise() -> None:
         assert stored == sorted(set(stored)), "once, and in order"
         assert set(acked) <= set(stored)
         assert not set(definite) & set(stored)
+
+
+@TRANSPORTS
+async def test_under_random_faults_and_the_policy_all_nothing_is_lost_and_order_is_kept(transport: Any) -> None:
+    """Every batch is acknowledged, there at least once, and in the order of first occurrence; readers see just that."""
+    endless = S2Retry(max_attempts=1000, min_base_delay=0.001, max_base_delay=0.002)
+    rates: Any = {
+        **dict.fromkeys(("cut_before", "cut_after", "reset_before", "reset_after", "refuse", "truncate"), 0.04),
+        **dict.fromkeys(("goaway", "unprocessed", "advise"), 0.05),
+    }
+    for seed in range(2):
+        async with S2Fake(seed=seed, rates=rates) as fake:
+            fake.add_basin(BASIN, streams=["s"])
+            async with client(fake, endless) as s2:
+                stream = s2[BASIN].stream("s", transport=transport)
+                with anyio.fail_after(60):
+                    async with stream.producer(max_batch_records=3) as producer:
+                        tickets = [await producer.submit(str(number)) for number in range(150)]
+                        acks = [await ticket for ticket in tickets]
+                    stored = bodies(fake)
+                    async with stream.read_session(seq_num=0, count=len(stored)) as reader:
+                        read = [record.body async for record in reader.iter_records()]
+
+        assert list(dict.fromkeys(stored)) == [b"%d" % number for number in range(150)]
+        assert [stored[ack.seq_num] for ack in acks] == [b"%d" % number for number in range(150)]
+        assert read == stored
