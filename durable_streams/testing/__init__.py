@@ -27,7 +27,7 @@ from ._s2.faults import S2FaultKind as S2FaultKind
 from ._s2.faults import S2Faults as S2Faults
 from ._s2.faults import S2Operation as S2Operation
 from ._s2.faults import S2WrongAck as S2WrongAck
-from ._s2.routes import S2Behaviour as S2Behaviour
+from ._s2.call import S2Behaviour as S2Behaviour
 
 # Kits
 from .store_kit import check_store as check_store

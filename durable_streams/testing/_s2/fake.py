@@ -12,12 +12,13 @@ import anyio.abc
 import anyio.lowlevel
 
 from ...s2._values import SequencedRecord, StreamPosition
+from .call import S2Behaviour
 from .configs import read_basin_config, read_stream_config
 from .exchange import GONE, Exchange, S2Request, Wiring
 from .faults import S2FaultKind, S2Faults
 from .http1 import Http1Connection
 from .http2 import Http2Connection
-from .routes import S2Behaviour, serve
+from .routes import serve
 from .store import Basin, Store, check_basin_name, check_stream_name
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -27,7 +27,7 @@ from ...s2._values import (
     metered_bytes,
 )
 from .answers import bad, beyond, invalid, refusal
-from .store import LOST, Follower, Stream
+from .stream import LOST, Follower, Stream
 
 MAX_UNARY_WAIT = 60
 _MAX_U32 = (1 << 32) - 1
