@@ -75,6 +75,7 @@ class AppOptions(TypedDict, total=False):
     corp: str
     cache_visibility: str
     sweep_interval: float
+    end_on_signals: bool
     webhooks: bool | Webhooks
     allow_insecure_webhooks: bool
     public_url: str | None
@@ -127,6 +128,9 @@ class DurableStreamsApp:
         corp: `Cross-Origin-Resource-Policy`: cross-origin, same-site or same-origin.
         cache_visibility: `private`, or `public` if all may see all streams: who may keep finished pages.
         sweep_interval: Seconds between two looks for expired streams.
+        end_on_signals: Whether SIGINT and SIGTERM make the application `begin_shutdown`, beside what its server does on
+            them. For ASGI servers that run it by themselves in their main thread and set their handlers first (uvicorn,
+            granian); `Server` needs no help.
         webhooks: Whether subscriptions of type webhook are allowed; `Webhooks` says how they are sent. Needs the
             extra `webhooks`.
         allow_insecure_webhooks: For development: allow webhooks at `http://localhost` and `http://127.0.0.x`.
@@ -173,6 +177,7 @@ class DurableStreamsApp:
         corp: str = "cross-origin",
         cache_visibility: str = "private",
         sweep_interval: float = 5.0,
+        end_on_signals: bool = False,
         webhooks: bool | Webhooks = False,
         allow_insecure_webhooks: bool = False,
         public_url: str | None = None,
@@ -212,6 +217,7 @@ class DurableStreamsApp:
         self.annotate_state_offsets = annotate_state_offsets
         self.cache_visibility = cache_visibility
         self.sweep_interval = sweep_interval
+        self.end_on_signals = end_on_signals
         self.clock = clock
         self.compression = compression
         self.public_url: str | None = check_public_url(public_url)

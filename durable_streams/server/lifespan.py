@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import TaskStatus
 
 from .requests import Receive, Send
+from .signals import heard_first
 from .stores.abilities import FailingStore
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ async def life(app: DurableStreamsApp, on_failure: Callable[[], None] = lambda: 
             group.start_soon(keeper.sweep_now_and_then)
             group.start_soon(keeper.watch_store)
             try:
-                yield
+                with heard_first(app.begin_shutdown) if app.end_on_signals else nullcontext():
+                    yield
             except anyio.get_cancelled_exc_class():
                 raise
             except BaseException as error:

@@ -126,6 +126,7 @@ def test_every_setting_of_the_application_has_an_option_or_a_reason() -> None:
     """What cannot be said on a command line, or is for tests, or for programs that embed the server."""
     api_only = {
         *("sse_keep_alive", "authorize", "corp", "sweep_interval", "token_key", "scan_interval", "clock", "rng"),
+        "end_on_signals",
     }
 
     options = {each.name for each in serve.params}

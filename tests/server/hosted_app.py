@@ -20,4 +20,6 @@ app = DurableStreamsApp(
     metrics=True,
     max_readers_per_stream=2,
     max_append_bytes=16 << 20,
+    sse_max_age=3600,
+    end_on_signals="HOSTED_SIGNALS" in os.environ,
 )

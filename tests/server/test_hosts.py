@@ -6,6 +6,7 @@ Each is started as its users start it, in a process of its own, and asked for on
 import gzip
 import importlib.util
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -235,3 +236,20 @@ def test_a_server_that_is_stopped_under_readers_keeps_what_it_acknowledged(host:
             return (await Client(DurableStreamsApp(store)).get("kept")).body
 
     assert anyio.run(look) == b"0,1,2,3,4,5,6,7,8,9,"
+
+
+@pytest.mark.parametrize("host", ["uvicorn", "granian"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_readers_end_well_when_the_application_hears_the_signal(host: str, number: signal.Signals) -> None:
+    """Should it not, the server waits for an hour, and the test fails by its timeout."""
+    with hosted(host, HOSTED_SIGNALS="1") as (port, process):
+        writer, reader = Peer(port), Peer(port)
+        writer.call("PUT", "kept", b"abc", content_type="text/plain")
+        reader.connection.request("GET", "/v1/stream/kept?offset=-1&live=sse")
+        events = reader.connection.getresponse()
+        assert events.readline() == b"event: data\n"
+        process.send_signal(number)
+        assert events.read().endswith(b"\n\n"), "an event is cut"
+        process.communicate(timeout=20)
+        writer.connection.close()
+        reader.connection.close()

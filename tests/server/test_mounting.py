@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http.client import HTTPConnection
@@ -190,6 +191,38 @@ async def test_the_pauses_between_sweeps_differ(anyio_backend: str) -> None:
     assert min(pauses) >= 10 * (1 - SWEEP_JITTER)
     assert max(pauses) <= 10 * (1 + SWEEP_JITTER)
     assert max(pauses) - min(pauses) > 10 * SWEEP_JITTER
+
+
+async def test_signals_are_heard_first_and_then_handled_as_before() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    mine = signal.getsignal(signal.SIGTERM)
+    try:
+        app = DurableStreamsApp(end_on_signals=True)
+        async with app.lifespan():
+            assert signal.getsignal(signal.SIGTERM) is not mine
+            signal.raise_signal(signal.SIGTERM)
+            assert heard == [signal.SIGTERM]
+            with anyio.fail_after(5):
+                while not app.waits.stopping:
+                    await anyio.sleep(0.001)
+        assert signal.getsignal(signal.SIGTERM) is mine
+        async with DurableStreamsApp().lifespan():
+            assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+async def test_signals_that_nobody_handles_or_another_thread_hears_are_left_alone() -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        async with DurableStreamsApp(end_on_signals=True).lifespan():
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        with Server(end_on_signals=True):  # in a thread
+            assert signal.getsignal(signal.SIGINT) is interrupt
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # Inside others
