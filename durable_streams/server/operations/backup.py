@@ -94,11 +94,15 @@ def _copy(snapshot: sqlite3.Connection, part: str, target: str) -> None:
     try:
         with closing(sqlite3.connect(part, isolation_level=None)) as copy:
             copy.execute("PRAGMA synchronous = OFF")  # it is synchronised as a whole
-            snapshot.backup(copy, pages=_STEP_PAGES, sleep=0)
+            snapshot.backup(copy, pages=_STEP_PAGES, sleep=0, progress=_hear)
             # One file, no log beside it: it can be read from a medium that cannot be written.
             copy.execute("PRAGMA journal_mode = DELETE").fetchall()
     except sqlite3.Error as error:
         raise StoreError(f"{target}: cannot be written: {error}") from error
+
+
+def _hear(*_: int) -> None:
+    """Between two steps, so that Python can act on a signal: while SQLite copies, it does not."""
 
 
 def _sync(path: str) -> None:

@@ -149,6 +149,24 @@ async def test_a_backup_that_fails_leaves_nothing_behind(tmp_path: Path, monkeyp
     assert left == before
 
 
+async def test_a_backup_can_be_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = await make(tmp_path / "store.db")
+    steps = 0
+
+    def interrupt(*_: int) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(backup, "_STEP_PAGES", 10)
+    monkeypatch.setattr(backup, "_hear", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        backup_store(path, tmp_path / "copy.db")
+
+    assert [name for name in os.listdir(tmp_path) if name.startswith("copy")] == []
+
+
 async def test_a_damaged_store_is_not_copied_as_if_nothing_were_wrong(tmp_path: Path) -> None:
     path = await make(tmp_path / "store.db")
     data = path.read_bytes()
