@@ -247,7 +247,10 @@ async def connect_tcp(host: str, port: int) -> Wire:
         OSError: no address answered; of several reasons, the first that is not for want of a route. The lookup of the
             name failed: `socket.gaierror`.
     """
-    found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # a label that is empty or too long: no name server was asked
+        raise socket.gaierror(socket.EAI_NONAME, f"not a host name: {error}") from error
     sock = await _first_connected(_interleaved([(family, address) for family, _, _, _, address in found]))
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

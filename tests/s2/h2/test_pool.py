@@ -596,6 +596,15 @@ async def test_a_name_that_does_not_exist_is_told_with_its_reason() -> None:
     assert (raised.value.phase, raised.value.retryable) == ("connect", True)
 
 
+@pytest.mark.parametrize("host", ["a..b", "x" * 70])
+async def test_what_can_be_no_name_is_told_so(host: str) -> None:
+    async with H2Pool() as pool:
+        with pytest.raises(S2ConnectionError, match="cannot connect") as raised:
+            await pool.open("GET", f"http://{host}", {}, timeouts=LIMITS)
+
+    assert isinstance(raised.value.__cause__, socket.gaierror)
+
+
 @pytest.mark.parametrize("url", ["ftp://example", "http://", "http://x:99999/", "http://exämple/", "example"])
 async def test_a_url_that_cannot_work_is_refused(url: str) -> None:
     async with H2Pool() as pool:
