@@ -426,9 +426,10 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
         self.resume_writing()
         self._waiting.clear()
-        self._parser = None  # they know each other
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnect()
+        self._parser = self._incoming = None
+        cycle, self.cycle = self.cycle, None  # they know each other: no circle is to be left
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnect()
 
     def data_received(self, data: bytes) -> None:
         """Something of a request, or of several."""
@@ -543,7 +544,8 @@ class Connection(asyncio.Protocol):
         parser, url, direct = self._parser, self._url, self._config.direct
         if parser.should_upgrade():
             return  # it comes once more, see `_parse`
-        version, method, headers = parser.get_http_version(), parser.get_method(), self._headers
+        headers, self._headers = self._headers, []  # what comes behind the body is none of the request's headers
+        version, method = parser.get_http_version(), parser.get_method()
         self._useful = self.received
         if url[:1] == b"/" and b"#" not in url:
             raw_path, _, query = url.partition(b"?")

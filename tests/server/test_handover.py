@@ -8,7 +8,7 @@ import anyio.to_thread
 import pytest
 
 from durable_streams.server.stores.handover import Handover
-from durable_streams.server.stores.sqlite_writer import wakers
+from durable_streams.server.stores.sqlite_writer import waker
 
 pytestmark = pytest.mark.anyio
 
@@ -62,7 +62,7 @@ def test_a_wait_without_news_ends_with_its_time() -> None:
 
 @pytest.mark.parametrize("count", [1, 5])
 async def test_a_thread_that_waits_is_woken_once_for_all_that_comes_in_one_go(count: int) -> None:
-    _, soon = wakers()
+    soon = waker()
     rings = 0
 
     def counted(call: Callable[[], None]) -> None:
@@ -112,7 +112,7 @@ async def test_the_end_comes_from_any_thread_and_wakes() -> None:
 
 
 async def test_many_things_arrive_whoever_is_faster() -> None:
-    _, soon = wakers()
+    soon = waker()
     handover = Handover[int](soon)
     count, taken = 2000, list[int]()
 

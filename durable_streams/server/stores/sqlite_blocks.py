@@ -156,6 +156,8 @@ class Block(Cuts):
 
 def make_blocks(start: Offset, payloads: Sequence[Payload]) -> list[Block]:
     """Cut appends that follow each other, the first of them at `start`, into blocks."""
+    if len(payloads) == 1 and len(payloads[0].data) <= BLOCK_BYTES:
+        return [_join(start, payloads)]
     blocks: list[Block] = []
     gathered: list[Payload] = []
     size = 0
@@ -176,7 +178,7 @@ def make_blocks(start: Offset, payloads: Sequence[Payload]) -> list[Block]:
     return blocks
 
 
-def _join(start: Offset, payloads: list[Payload]) -> Block:
+def _join(start: Offset, payloads: Sequence[Payload]) -> Block:
     """One block of several whole appends."""
     if len(payloads) == 1:
         data, ends = payloads[0].data, payloads[0].ends

@@ -110,9 +110,11 @@ class Record:
         return StreamInfo(self.ref, config.effective_type, state.tail, state.closed, config.ttl, config.expires_at)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Change:
     """A stream after a commit, or as it was read, for those who must see nothing but committed data.
+
+    Nobody changes it. That it is not frozen makes it cheaper: there is one for each stream of each commit.
 
     Attributes:
         id: Number of the incarnation.

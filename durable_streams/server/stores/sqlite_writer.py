@@ -130,8 +130,8 @@ class Writer:
         self._ledger = ledger
         self._publish = publish
         self._on_failure = on_failure
-        self._wake, soon = wakers()
-        self._queue: Handover[Job[Any] | None] = Handover(soon)  # None is the end
+        self._wake = waker()
+        self._queue: Handover[Job[Any] | None] = Handover(_deferrer())  # None is the end
         self._ended = False
         self._failure: BaseException | None = None
         self._jobs = 0
@@ -308,12 +308,18 @@ class Writer:
         self._checkpoint_seconds += time.perf_counter() - started
 
 
-def wakers() -> tuple[Wake, Soon]:
-    """What has a function called on the running event loop without waiting: from any thread, and from its own."""
+def waker() -> Wake:
+    """What has a function called on the running event loop, from any thread and without waiting for it."""
     loop: Any = anyio.lowlevel.current_token().native_token
-    if hasattr(loop, "call_soon_threadsafe"):
-        return loop.call_soon_threadsafe, loop.call_soon
-    return loop.run_sync_soon, loop.run_sync_soon
+    wake: Wake = loop.call_soon_threadsafe if hasattr(loop, "call_soon_threadsafe") else loop.run_sync_soon
+    return wake
+
+
+def _deferrer() -> Soon:
+    """The same for the event loop's own thread, which costs less."""
+    loop: Any = anyio.lowlevel.current_token().native_token
+    soon: Soon = loop.call_soon if hasattr(loop, "call_soon") else loop.run_sync_soon
+    return soon
 
 
 def _is_failure(error: Exception) -> bool:
