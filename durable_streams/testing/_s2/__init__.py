@@ -7,6 +7,6 @@
 - `faults`: what goes wrong on purpose
 - `exchange`, `http1`, `http2`: one request and its answer, and what carries them
 - `call`, `routes`: a request on its way to its answer, and which call it is
-- `frame_writer`, `append_session`, `read_sessions`: s2s and SSE
+- `body_writers`, `append_session`, `read_sessions`: s2s and SSE
 - `fake`: the server: listener, connections, `S2Fake`
 """

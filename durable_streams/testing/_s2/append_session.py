@@ -19,9 +19,9 @@ from ...s2._values import AppendAck, StreamPosition
 from ...s2.errors import S2ConnectionError, S2ProtocolError
 from . import reads
 from .answers import Refusal, bad, invalid, refusal
+from .body_writers import BEFORE, DRAINING, FrameWriter
 from .call import Call
 from .faults import S2Fault, S2FaultKind
-from .frame_writer import BEFORE, DRAINING, FrameWriter
 from .stream import LOST, Stream
 
 
