@@ -347,8 +347,8 @@ class DurableStreamsApp:
             is_ours = not self._enter(call)
             if is_ours:
                 writing.post_now(self, self._prompt, call)
-        except Rejection as rejection:
-            self.conclude(call, partial(_refuse, rejection))
+        except Exception as problem:
+            self.conclude(call, partial(_raise, problem))
             return True
         if not is_ours:
             self.in_progress -= 1
@@ -449,8 +449,8 @@ class DurableStreamsApp:
         return _CONTROL if segment == _CONTROL else "", path
 
 
-def _refuse(rejection: Rejection) -> NoReturn:
-    raise rejection
+def _raise(problem: Exception) -> NoReturn:
+    raise problem
 
 
 def _check_root(root: str) -> str:

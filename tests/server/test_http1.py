@@ -13,7 +13,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from durable_streams.server import DurableStreamsApp, MemoryStore, Server, SQLiteStore, _uvicorn, arrivals
+from durable_streams.server import DurableStreamsApp, MemoryStore, Server, SQLiteStore, _uvicorn, arrivals, writing
 from durable_streams.server._connection import Connection
 from durable_streams.server.requests import Message, Receive, Scope, Send
 
@@ -334,6 +334,19 @@ def test_a_store_that_fails_is_500_and_the_server_goes_on(caplog: pytest.LogCapt
         assert isinstance(server.app, DurableStreamsApp)
         assert server.app.in_progress == 0
     assert "full of bees" in caplog.text
+
+
+def test_a_mistake_before_the_store_is_asked_is_500_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mistake(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with Server() as server:
+        monkeypatch.setattr(writing, "_request", mistake)
+        answers = exchange(server, PUT, post(b"abc"))
+
+        assert statuses(answers) == [201, 500]
+        assert isinstance(server.app, DurableStreamsApp)
+        assert server.app.in_progress == 0
 
 
 def test_an_idle_connection_is_closed_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
