@@ -266,3 +266,24 @@ def test_all_but_import_work_while_a_server_has_the_store_open(run: Run, tmp_pat
         assert "has this store open; stop the server" in refused.err
         run("append", f"{url}/a", "3")
         assert lines(run("read", f"{url}/a").out) == [1, 2, 3]  # type: ignore[comparison-overlap]
+
+
+def test_what_a_killed_server_leaves_is_in_order(run: Run, tmp_path: Path) -> None:
+    path = str(tmp_path / "killed.db")
+    with process("serve", "--port", "0", "--store", f"sqlite:{path}") as server:
+        url = announced(server)
+        run("create", f"{url}/a", "--json")
+        with process("produce", f"{url}/a", "--json", "--producer-id", "p") as writer:
+            assert writer.stdin is not None
+            writer.stdin.write(b"".join(b'{"n":%d}\n' % number for number in range(20_000)))
+            writer.stdin.flush()
+            while not any(line.get("producers") for line in lines(run("inspect", path).out)):
+                assert server.poll() is None  # the watchdog ends it if nothing comes
+            server.kill()
+            server.wait()
+            writer.kill()
+
+    seen = run("verify", path)
+    assert (seen.code, lines(seen.out)[0]["producers"]) == (0, 1)
+    assert [line["closed_cleanly"] for line in lines(run("inspect", path).out) if line["kind"] == "store"] == [False]
+    assert run("backup", path, str(tmp_path / "copy.db"), "--verify").code == 0
