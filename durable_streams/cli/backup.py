@@ -29,6 +29,6 @@ def backup(store: str, copy: str, *, overwrite: bool, verify: bool) -> None:
     whole and on disk.
     """
     done = backup_store(store, copy, overwrite=overwrite)
-    output.facts({"copy": done.path, "bytes": done.size, "streams": done.streams, "verified": verify or None})
     if verify:
         check(done.path)
+    output.facts({"copy": done.path, "bytes": done.size, "streams": done.streams, "verified": verify or None})

@@ -206,6 +206,7 @@ def test_backup_tells_of_damage_in_the_copy(run: Run, store: str, tmp_path: Path
 
     assert done.code == 1
     assert "copy.db: 4 things are wrong" in done.err
+    assert [set(line) for line in lines(done.out)] == [{"where", "problem"}] * 4
 
 
 def test_a_stream_goes_from_one_store_to_another_through_a_pipe(run: Run, store: str, tmp_path: Path) -> None:
