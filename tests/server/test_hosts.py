@@ -238,8 +238,9 @@ def test_a_server_that_is_stopped_under_readers_keeps_what_it_acknowledged(host:
     assert anyio.run(look) == b"0,1,2,3,4,5,6,7,8,9,"
 
 
-@pytest.mark.parametrize("host", ["uvicorn", "granian"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("host", "number"), [("uvicorn", signal.SIGTERM), ("uvicorn", signal.SIGINT), ("granian", signal.SIGTERM)]
+)
 def test_readers_end_well_when_the_application_hears_the_signal(host: str, number: signal.Signals) -> None:
     """Should it not, the server waits for an hour, and the test fails by its timeout."""
     with hosted(host, HOSTED_SIGNALS="1") as (port, process):

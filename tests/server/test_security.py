@@ -8,7 +8,6 @@ import gzip
 import socket
 import time
 import tracemalloc
-import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -255,6 +254,20 @@ def test_an_upgrade_is_not_followed_and_hides_nothing(server: Server, upgrade: b
     assert status_of(server, "smuggled") == 404
 
 
+@pytest.mark.parametrize("trailer", [b"Stream-Closed: true", b"Producer-Id: p", b"Content-Type: text/html"])
+def test_what_comes_behind_a_body_is_no_header(server: Server, trailer: bytes) -> None:
+    """A proxy that looks at headers does not look there, and what is meant must not depend on packets."""
+    head = b" /v1/stream/trailed HTTP/1.1\r\nHost: s\r\nContent-Type: text/plain\r\n"
+    body = b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n" + trailer + b"\r\n\r\n"
+
+    answer = exchange(server, b"DELETE" + head + b"\r\n" + b"PUT" + head + b"\r\n" + b"POST" + head + body)
+
+    assert answer.count(b"HTTP/1.1 204 No Content") >= 1
+    assert b"HTTP/1.1 400" not in answer
+    assert b"stream-closed: true" not in answer
+    assert status_of(server, "trailed") == 200
+
+
 def test_a_tunnel_is_refused(server: Server) -> None:
     answer = exchange(server, b"CONNECT s:1 HTTP/1.1\r\nHost: s\r\n\r\n" + SMUGGLED)
 
@@ -264,6 +277,9 @@ def test_a_tunnel_is_refused(server: Server) -> None:
 
 # Bodies that grow
 
+#: 64 MiB of zeros, in whatever format.
+BOMB = gzip.compress(bytes(64 << 20), 1)
+
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
@@ -272,7 +288,7 @@ def test_a_tunnel_is_refused(server: Server) -> None:
 async def test_a_compressed_body_is_refused_and_never_unpacked(coding: str) -> None:
     client = make_client(max_append_bytes=1 << 20)
     await client.put("x", TEXT)
-    bomb = gzip.compress(bytes(64 << 20)) if "gzip" in coding else zlib.compress(bytes(64 << 20))
+    bomb = BOMB
     tracemalloc.start()
     for method in ("POST", "PUT"):
         answer = await client.call(method, "x", bomb, {"content-type": TEXT, "content-encoding": coding})
