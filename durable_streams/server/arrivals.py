@@ -57,10 +57,19 @@ class Arrivals:
         numbers = self._uploading.get((path, stamp.id))
         return numbers is not None and any(epoch == stamp.epoch and seq < stamp.seq for epoch, seq in numbers)
 
-    async def wait(self, path: str, stamp: ProducerStamp, since: float) -> bool:
-        """Wait until the producer's state may have changed.
+    def expect(self, path: str, stamp: ProducerStamp) -> anyio.Event:
+        """What is set when the producer's state may have changed from now on.
+
+        To be called before the last look at the state: a predecessor that was stored between look and call would not
+        be noticed.
+        """
+        return self._moved.setdefault((path, stamp.id), anyio.Event())
+
+    async def wait(self, event: anyio.Event, path: str, stamp: ProducerStamp, since: float) -> bool:
+        """Wait for news.
 
         Args:
+            event: From `expect`.
             path: The stream.
             stamp: The request that found a gap.
             since: When it did, on the event loop's clock.
@@ -69,9 +78,7 @@ class Arrivals:
             False if its patience is at an end.
         """
         patience = UPLOAD_PATIENCE if self.has_predecessor(path, stamp) else GAP_PATIENCE
-        event = self._moved.setdefault((path, stamp.id), anyio.Event())
         with anyio.move_on_after(since + patience - anyio.current_time()):
             await event.wait()
             return True
-        self.moved(path, stamp)  # removes the event; should others wait for it, they look once more
         return False

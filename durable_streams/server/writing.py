@@ -194,13 +194,17 @@ async def _append_after_predecessor(
 ) -> AppendResult:
     """If a producer's request has come before the one before it: give that a moment (`arrivals`)."""
     stamp = request.producer
-    if stamp is not None and _is_early(result):
-        since = anyio.current_time()
-        while _is_early(result):
-            if not await app.arrivals.wait(request.path, stamp, since):
-                break
+    if stamp is None or not _is_early(result):
+        return result
+    since = anyio.current_time()
+    try:
+        while True:
+            news = app.arrivals.expect(request.path, stamp)
             result = await app.store.append(request, app.clock())
-    return result
+            if not _is_early(result) or not await app.arrivals.wait(news, request.path, stamp, since):
+                return result
+    finally:
+        app.arrivals.moved(request.path, stamp)  # nobody is left behind; who still waits looks once more
 
 
 async def delete(app: DurableStreamsApp, call: Call) -> None:

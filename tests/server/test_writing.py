@@ -1,5 +1,7 @@
 """PUT, POST and DELETE over HTTP (server 3, 5, 6, 14; protocol 5.1 to 5.4, appendix D)."""
 
+from typing import Any
+
 import anyio
 import pytest
 
@@ -279,6 +281,28 @@ async def test_a_request_that_overtook_its_predecessor_waits_for_it(client: Clie
 
     assert statuses == {0: 200, 1: 200, 2: 200, 3: 200}
     assert (await client.get("p")).body == b"0123"
+
+
+async def test_a_predecessor_that_is_stored_while_a_refusal_is_on_its_way_is_not_waited_for(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a batch of a store with a thread of its own: its results come together."""
+    monkeypatch.setattr(arrivals, "GAP_PATIENCE", 1000.0)
+    await client.put("p", OCTETS)
+    store = client.app.store
+    append = store.append
+
+    async def append_late(r: Any, now: float) -> Any:
+        result = await append(r, now)
+        monkeypatch.setattr(store, "append", append)
+        assert (await produce(client, "p", b"first", 0, 0)).status == 200
+        return result
+
+    monkeypatch.setattr(store, "append", append_late)
+
+    assert (await produce(client, "p", b"second", 0, 1)).status == 200
+    assert (await client.get("p")).body == b"firstsecond"
+    assert not client.app.arrivals._moved
 
 
 async def test_a_request_waits_as_long_as_its_predecessor_uploads(
