@@ -32,12 +32,14 @@ def import_command(store: str, file: str, *, stream: str | None) -> None:
     No server may have the store open. The file is checked to its last byte, and the stream is there wholly or not at
     all. Readers go on with the offsets they have, and producers with their next sequence number.
     """
-    if file == "-":
-        done = import_stream(store, sys.stdin.buffer, stream=stream)
-    else:
-        try:
+    try:
+        if file == "-":
+            done = import_stream(store, sys.stdin.buffer, stream=stream)
+        else:
             with open(file, "rb") as source:
                 done = import_stream(store, source, stream=stream)
-        except OSError as error:
-            raise CommandError(f"{file}: cannot be read: {error.strerror}") from error
+    except OSError as error:
+        raise CommandError(f"{file}: cannot be read: {error.strerror}") from error
+    except ModuleNotFoundError as error:
+        raise CommandError(str(error)) from error
     output.facts(facts(done))

@@ -26,6 +26,7 @@ from ..protocol import Payload, ProducerState, StreamState
 from ..stores.base import StreamRef
 from ..stores.errors import StoreError
 from ..stores.sqlite_blocks import BLOCK_BYTES, Cuts, Lineage, branch, make_blocks, unpack
+from ..stores.sqlite_checksums import block_checksum, fixed_checksum, producer_checksum, stream_checksum
 from ..stores.sqlite_lock import ExclusiveLock
 from ..stores.sqlite_records import (
     ADD_BLOCK,
@@ -40,9 +41,11 @@ from ..stores.sqlite_schema import connect_writer, write_meta
 from .export_file import ExportReader, ExportWriter, Producer, StreamHead
 from .snapshot import making_sense, open_snapshot
 
-_PRODUCERS = "SELECT producer, epoch, seq, tail, updated FROM producers WHERE stream = ? ORDER BY producer"
+_STREAM = "SELECT * FROM streams WHERE id = ?"
+_PRODUCERS = "SELECT producer, epoch, seq, tail, updated, checksum FROM producers WHERE stream = ? ORDER BY producer"
 _BLOCKS = """
-SELECT end_offset, appends, messages, data FROM blocks WHERE stream = ? AND end_offset > ? ORDER BY end_offset
+SELECT end_offset, written, appends, messages, data, checksum
+FROM blocks WHERE stream = ? AND end_offset > ? ORDER BY end_offset
 """
 
 
@@ -87,14 +90,15 @@ def export_stream(path: str | os.PathLike[str], stream: str, file: BinaryIO) -> 
 
     Raises:
         StreamMissingError: if there is no such stream.
-        StoreError: if the store cannot be read; what was written so far is not a whole export then.
+        StoreError: if the store cannot be read, or what is read is damaged; what was written so far is not a whole
+            export then.
         OSError: if the file cannot be written.
     """
     with open_snapshot(path) as connection:
         normal = _normal(stream)
         with making_sense(path):
             record = load(connection, normal)
-            producers = [] if record is None else connection.execute(_PRODUCERS, (record.id,)).fetchall()
+            producers = [] if record is None else _producers(connection, record.id)
         if record is None or record.state.deleted:
             raise StreamMissingError(f"{os.fspath(path)}: there is no stream {stream}")
         state, fork = record.state, record.config.fork
@@ -113,8 +117,8 @@ def export_stream(path: str | os.PathLike[str], stream: str, file: BinaryIO) -> 
             ),
             None if fork is None else fork.source,
         )
-        for name, epoch, seq, tail, updated in producers:
-            writer.producer(Producer(name, ProducerState(epoch, seq), tail, updated))
+        for producer in producers:
+            writer.producer(producer)
         end = 0
         appends = _appends(connection, record.lineage, json=is_json(became.effective_type))
         while True:
@@ -170,22 +174,48 @@ def import_stream(
 
 
 def _normal(stream: str) -> str:
-    path = normalize_path(stream.encode())
+    path = normalize_path(stream.encode("utf-8", "surrogateescape"))
     if path is None:
         raise InvalidArgumentError(f"stream must be a full path such as '/v1/stream/chat', got {stream!r}")
     return path
 
 
+def _producers(connection: sqlite3.Connection, stream: int) -> list[Producer]:
+    """All producers of a stream.
+
+    Raises:
+        ValueError: if one of them, or the stream's own row, is damaged.
+    """
+    row = connection.execute(_STREAM, (stream,)).fetchone()
+    values = dict(zip(row.keys(), row, strict=True))
+    if row["checksum"] != stream_checksum(values, fixed_checksum(values)):
+        raise ValueError("the stream's record was changed")
+    producers = []
+    for name, epoch, seq, tail, updated, checksum in connection.execute(_PRODUCERS, (stream,)).fetchall():
+        if checksum != producer_checksum(stream, name, epoch, seq, tail, updated):
+            raise ValueError(f"the record of producer {name} was changed")
+        producers.append(Producer(name, ProducerState(epoch, seq), tail, updated))
+    return producers
+
+
 def _appends(connection: sqlite3.Connection, lineage: Lineage, *, json: bool) -> Iterator[Payload]:
-    """All appends of a stream from its beginning, inherited ones included."""
+    """All appends of a stream from its beginning, inherited ones included.
+
+    Raises:
+        ValueError: if a block is damaged.
+    """
     parts: list[bytes] = []  # of an append that began in an earlier block
     ends: list[int] = []
     size = 0
     for segment in lineage:
-        for end, appends, messages, data in connection.execute(_BLOCKS, (segment.stream, segment.start)):
+        for end, written, appends, messages, data, checksum in connection.execute(
+            _BLOCKS, (segment.stream, segment.start)
+        ):
             start = end - len(data)
             if start >= segment.end:
                 break
+            if checksum not in (None, block_checksum(segment.stream, end, written, appends, messages, data)):
+                raise ValueError(f"the data before offset {end} was changed")
             cuts = Cuts(start, end, unpack(appends), unpack(messages)).clip(segment.end)
             place = start
             while place < cuts.end:

@@ -225,6 +225,30 @@ async def test_damage_is_told_and_not_exported(tmp_path: Path) -> None:
         exported(path, path_of("json"))
 
 
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        (
+            "UPDATE blocks SET data = x'226f74686572222c22', end_offset = end_offset WHERE rowid = 7",
+            "data before offset 79",
+        ),
+        ("UPDATE blocks SET written = 5.0 WHERE rowid = 2", "data before offset 39 was changed"),
+        ("UPDATE producers SET seq = 3 WHERE producer = 'q'", "the record of producer q was changed"),
+        ("UPDATE streams SET last_seq = x'00' WHERE id = 1", "the stream's record was changed"),
+        ("UPDATE streams SET effective_type = x'ff' WHERE id = 1", "damaged"),
+        ("UPDATE blocks SET messages = x'01' WHERE rowid = 1", "damaged"),
+    ],
+)
+async def test_what_was_changed_is_not_exported(tmp_path: Path, statement: str, words: str) -> None:
+    path = await make(tmp_path / "store.db")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(statement)
+        connection.commit()
+
+    with pytest.raises(StoreFormatError, match=words):
+        exported(path, path_of("json"))
+
+
 @pytest.mark.parametrize("size", [(1 << 20) - 1, 1 << 20, (1 << 20) + 1, (5 << 19) + 3])
 async def test_a_fork_that_divides_a_large_append_ends_it_there(tmp_path: Path, size: int) -> None:
     path = tmp_path / "store.db"
