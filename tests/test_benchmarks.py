@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
 from benchmarks import _harness
-from benchmarks._harness import Case, Goal, Program, Result, measure, table
+from benchmarks._harness import Case, Goal, Program, Result, fill, measure, table
+from durable_streams.server import Server
 
 ROOT = Path(__file__).parents[1]
 
@@ -76,3 +79,32 @@ def test_every_row_is_listed_with_what_it_measures() -> None:
 
 def test_numbers_are_short() -> None:
     assert [_harness._number(value) for value in (1_234_567.8, 0.12345, 42.0)] == ["1,234,568", "0.123", "42"]
+
+
+@pytest.fixture
+def load() -> Iterator[Program]:
+    with Program("load", [sys.executable, "-m", "benchmarks.load"]) as program:
+        yield program
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the load waits with epoll")
+def test_the_load_counts_what_was_stored_and_delivered(load: Program) -> None:
+    with Server() as server:
+        url, texts = (fill(server.base_url, "load", each) for each in ("application/octet-stream", "text/plain"))
+
+        appended = load.ask("append", urls=[url], connections=3, seconds=0.05)["count"]
+        load.ask("append_times", url=url, times=7)
+        size = 100 * (appended + 7)
+
+        assert appended > 3
+        assert load.ask("get", url=url, size=size)["count"] == size
+        assert load.ask("long_poll", url=url, rounds=2)["count"] == 2
+        load.ask("attach", url=texts, readers=5)
+        assert load.ask("fan_out", url=texts, messages=3)["count"] == 15
+        assert load.ask("fan_out", url=texts, seconds=0.05)["count"] % 5 == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the load waits with epoll")
+def test_the_load_does_not_count_what_was_refused(load: Program) -> None:
+    with Server() as server, pytest.raises(RuntimeError, match="404"):
+        load.ask("append", urls=[f"{server.url}/nothing"], connections=1, seconds=1)
