@@ -59,7 +59,7 @@ def why_not() -> str | None:
 def _version(binary: str) -> tuple[int, ...]:
     try:
         done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=30, check=True)
-        return tuple(int(part) for part in done.stdout.split()[-1].split("."))
+        return tuple(int(part) for part in done.stdout.split()[1].split("."))  # "s2 0.43.4 (rev ..., via cargo)"
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return ()  # not an S2 that runs here
 
