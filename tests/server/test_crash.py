@@ -235,10 +235,10 @@ async def test_clients_go_on_over_the_ends_of_a_server(
 
         async def use_for_a_while() -> None:
             if rng.random() < 0.9:  # else it ends as soon as it serves
-                await load.wait(rng.randrange(1, 500))
+                await load.wait(rng.randrange(1, 400))
 
         async def finish() -> None:
-            await load.wait(200)
+            await load.wait(100)
             load.ending = True
             await load.ended.wait()
             await load.audit()
