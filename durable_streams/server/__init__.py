@@ -60,6 +60,7 @@ from .stores.base import Watch as Watch
 from .stores.abilities import CountingStore as CountingStore
 from .stores.abilities import FailingStore as FailingStore
 from .stores.abilities import MeasuredStore as MeasuredStore
+from .stores.abilities import PromptStore as PromptStore
 from .stores.abilities import StoreFigures as StoreFigures
 from .stores.abilities import Histogram as Histogram
 from .subscriptions.records import SubscriptionStore as SubscriptionStore
@@ -141,6 +142,7 @@ __all__ = [
     "ProducerReport",
     "ProducerStamp",
     "ProducerState",
+    "PromptStore",
     "Reason",
     "Refused",
     "SQLiteStore",
