@@ -47,10 +47,7 @@ def _flag(value: Any, name: str) -> bool:
 def _retention(value: Any) -> Json:
     policy = _object(value, "retention_policy")
     if "age" in policy:
-        age = _unsigned(policy["age"], "age")
-        if not age:
-            raise invalid("retention age must be greater than 0 seconds")
-        return {"age": age}
+        return {"age": _unsigned(policy["age"], "age")}
     if "infinite" in policy:
         _object(policy["infinite"], "infinite")
         return {"infinite": {}}
@@ -92,7 +89,7 @@ def read_stream_config(value: Any) -> Json:
     """A StreamConfig of a request: the fields that are set."""
     given = _object(value, "config")
     found = {name: _READERS[name](given[name]) for name in STREAM_FIELDS if given.get(name) is not None}
-    return {name: value for name, value in found.items() if value != {}}
+    return _valid({name: value for name, value in found.items() if value != {}})
 
 
 def read_basin_config(value: Any) -> Json:
@@ -113,6 +110,17 @@ def new_basin_config() -> Json:
 
 def patch_stream(config: Json, change: Any) -> Json:
     """A stream's own settings after a reconfiguration: a key that is missing keeps, null clears, a value sets."""
+    return _valid(_patched(config, change))
+
+
+def _valid(config: Json) -> Json:
+    """The same, if its values make sense. Wrong shapes anywhere are told first."""
+    if config.get("retention_policy") == {"age": 0}:
+        raise invalid("retention age must be greater than 0 seconds")
+    return config
+
+
+def _patched(config: Json, change: Any) -> Json:
     given = _object(change, "reconfiguration")
     result = dict(config)
     for name in STREAM_FIELDS:
@@ -142,7 +150,7 @@ def patch_basin(config: Json, change: Any) -> Json:
     if "default_stream_config" in given:
         value = given["default_stream_config"]
         result["default_stream_config"] = (
-            None if value is None else patch_stream(config["default_stream_config"] or {}, value) or None
+            None if value is None else _patched(config["default_stream_config"] or {}, value) or None
         )
     if "stream_cipher" in given:
         if given["stream_cipher"] is not None and given["stream_cipher"] not in _CIPHERS:
@@ -151,6 +159,7 @@ def patch_basin(config: Json, change: Any) -> Json:
     for name in ("create_stream_on_append", "create_stream_on_read"):
         if name in given:
             result[name] = _flag(given[name], name)
+    _valid(result["default_stream_config"] or {})
     return result
 
 

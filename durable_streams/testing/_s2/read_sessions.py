@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
+from dataclasses import replace
 
 import anyio
 
@@ -18,15 +19,20 @@ _BEHIND: tuple[S2FaultKind, ...] = ("cut_after", "reset_after", "refuse_after")
 
 async def read(call: Call) -> None:
     """GET records, s2s."""
-    await _read(call, reads.parse(call.request.query), FrameWriter(call))
+    plan = reads.parse(call.request.query)
+    plan.check()
+    await _read(call, plan, FrameWriter(call))
 
 
 async def read_sse(call: Call) -> None:
     """GET records, SSE."""
-    plan = reads.parse(call.request.query)
+    asked = plan = reads.parse(call.request.query)
     if (event_id := call.request.headers.get("last-event-id")) is not None:
         plan = plan.after(event_id)
-    await _read(call, plan, EventWriter(call, plan.progress))
+    writer = EventWriter(call, plan.progress)
+    replace(asked, until=None).check()  # two starts are refused though neither counts; the others are checked as it is
+    plan.check()
+    await _read(call, plan, writer)
 
 
 async def _read(call: Call, plan: reads.Plan, writer: BodyWriter) -> None:

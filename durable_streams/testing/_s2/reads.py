@@ -58,6 +58,13 @@ class Plan:
         bounded = self.count is not None or self.bytes is not None or self.until is not None
         return not bounded or bool(self.wait)
 
+    def check(self) -> None:
+        """The rules between parameters. They come after what the headers say."""
+        if sum(value is not None for value in (self.seq_num, self.timestamp, self.tail_offset)) > 1:
+            raise invalid("only one of seq_num, timestamp, and tail_offset can be provided")
+        if self.timestamp is not None and self.until is not None and self.timestamp >= self.until:
+            raise invalid("start timestamp exceeds or equal to `until`")
+
     def unary(self) -> Plan:
         """The same as a unary read, which is always bounded."""
         return replace(
@@ -99,10 +106,6 @@ def parse(query: str) -> Plan:
     clamp = given.get("clamp", "false")
     if clamp not in ("true", "false"):
         raise bad("bad_query", "clamp: expected `true` or `false`")
-    if sum(key in numbers for key in ("seq_num", "timestamp", "tail_offset")) > 1:
-        raise invalid("only one of seq_num, timestamp, and tail_offset can be provided")
-    if "timestamp" in numbers and "until" in numbers and numbers["timestamp"] >= numbers["until"]:
-        raise invalid("start timestamp exceeds or equal to `until`")
     given_plan: dict[str, Any] = {**numbers, "clamp": clamp == "true"}
     return Plan(**given_plan)
 

@@ -27,6 +27,12 @@ JSON = {"content-type": "application/json"}
 PROTO = {"content-type": "application/protobuf"}
 _PROTO_TYPES = ("application/protobuf", "application/x-protobuf")
 _SESSION_TYPE = "s2s/proto"
+#: Sets of metrics of the account, of a basin, of a stream.
+_METRICS = (
+    ("active-basins", "account-ops", "estimated-billable-usage"),
+    ("storage", "append-ops", "read-ops", "append-throughput", "read-throughput", "basin-ops"),
+    ("storage",),
+)
 
 
 async def serve(
@@ -132,6 +138,7 @@ async def read(call: Call) -> None:
     """GET records, unary."""
     plan = reads.parse(call.request.query).unary()
     form = call.form
+    plan.check()
     stream = call.open_stream("read")
     cursor = reads.Cursor.open(stream, plan, reads.decryption_key(stream, call.request.headers))
     batch = await reads.read_once(cursor)
@@ -174,7 +181,11 @@ async def manage(call: Call, parts: list[str]) -> None:
             await _collection(call, method, "streams")
         case ["streams", _]:
             await _stream(call, method)
-        case ["access-tokens" | "locations" | "metrics", *_]:
+        case ["metrics", *names] if method == "GET" and len(names) < len(_METRICS):
+            if dict(parse_qsl(call.request.query)).get("set") not in _METRICS[len(names)]:
+                raise bad("bad_query", "missing or unknown `set`")
+            raise refusal(501, "not_implemented", "not implemented")
+        case ["access-tokens" | "locations", *_]:
             raise refusal(501, "not_implemented", "not implemented")
         case ["streams", _, "records"] | ["streams", _, "records", "tail"]:
             raise _method("GET,POST" if len(parts) == 3 else "GET")

@@ -111,6 +111,7 @@ class Store:
 
     def patch_basin(self, name: str, body: Any) -> Basin:
         """Reconfigure a basin."""
+        patch_basin(new_basin_config(), body)
         basin = self.basin(name)
         if basin.deleted_at:
             raise refusal(409, "basin_deletion_pending", f"basin `{name}` is being deleted")
@@ -188,6 +189,7 @@ class Store:
 
     def patch_stream(self, basin_name: str, name: str, body: Any) -> Stream:
         """Reconfigure a stream."""
+        patch_stream({}, body)  # what is wrong with it comes before what is not there
         stream = self.stream(basin_name, name, unknown_basin=True)
         stream.own = patch_stream(stream.own, body)
         return stream

@@ -343,6 +343,19 @@ async def read_parameters_are_checked(bench: Bench) -> None:
 
 
 @check()
+async def the_first_mistake_of_a_read_is_told(bench: Bench) -> None:
+    await fill(bench)
+    form, both, unknown = {"s2-format": "nope"}, "seq_num=0&timestamp=0", bench.on("unknown")
+
+    expect(await bench.read("clamp=1", headers=form), 400, "bad_query")
+    expect(await bench.read(both, headers=form), 400, "bad_header")
+    expect(await bench.read(both, headers={**SSE, "last-event-id": "x"}), 400, "bad_header")
+    expect(await unknown.read("seq_num=0", headers=form), 400, "bad_header")
+    expect(await unknown.read(both), 422, "invalid")
+    expect(await unknown.read("seq_num=0", headers={"s2-encryption-key": "x"}), 404, "stream_not_found")
+
+
+@check()
 async def base64_reads_keep_what_raw_reads_replace(bench: Bench) -> None:
     await bench.create()
     expect(await bench.append({"headers": [["/w==", ""]], "body": "/wA="}, {}, headers=BASE64), 200)
