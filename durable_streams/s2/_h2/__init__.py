@@ -1,9 +1,9 @@
 """HTTP/2 for S2's sessions: the client side of RFC 9113, as small as those need it.
 
-frames.py       bytes <-> frames, for either side; no I/O
-flow.py         windows and the allowance for frames that cost their sender nothing; no I/O
-connection.py   one connection as a client sees it; no I/O
-wire.py         a TCP socket, with or without TLS, and how to get one
-driver.py       connection + wire on anyio: streams that can be awaited
-pool.py         connections by origin: reuse, limits, retirement
+Without I/O: `frames` (bytes and frames, for either side), `flow` (windows, and an allowance for frames that cost their
+sender nothing), `fields` (what is allowed in headers), `connection` (one connection as a client sees it) and `events`
+(what it tells).
+
+With: `wire` (a TCP socket, with or without TLS, and how to get one), `driver` (a connection on a wire), `duplex` (one
+request and its answer, as something to await) and `pool` (connections by origin: reuse, limits, retirement).
 """

@@ -43,14 +43,14 @@ connection is `broken` then and its streams are the driver's to fail.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Final
 
 import hpack
 
 from . import frames
+from .events import Event, Failed, Farewell, Head, Pong, Ready, Room
+from .fields import MalformedError, check_request, content_length, parse_fields
 from .flow import CONNECTION_START, Allowance, ReceiveWindow
 from .frames import (
     Data,
@@ -82,82 +82,8 @@ _LARGEST_TABLE = 4096
 # Tokens that one DATA frame of ours earns the peer: a window update for the stream, one for the connection.
 _EARNED_BY_DATA = 4
 
-_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
-_VALUE = re.compile(rb"[^\0\r\n]*")
-_STATUS = re.compile(rb"[1-5][0-9][0-9]")
-# Headers that belong to one hop of HTTP/1.1 and make an HTTP/2 message malformed (RFC 9113, 8.2.2).
-_FORBIDDEN = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"})
 # Never put into a compression table, where its length could be probed.
 _SECRET = frozenset({"authorization", "s2-encryption-key", "cookie", "proxy-authorization"})
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The head of an answer has come.
-
-    Attributes:
-        stream_id: Of which stream.
-        status: HTTP status, not an informational one.
-        headers: Names in lower case; values of a repeated one joined with ", ".
-        end_stream: Whether there is no body.
-    """
-
-    stream_id: int
-    status: int
-    headers: Mapping[str, str]
-    end_stream: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A stream was reset, by the peer or for what the peer did. It is gone.
-
-    Attributes:
-        stream_id: Of which stream.
-        reason: What happened, in words.
-        code: The error code of the reset.
-        refused: Whether the peer certainly did not look at the request.
-    """
-
-    stream_id: int
-    reason: str
-    code: int
-    refused: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """A window grew: of one stream, or with `stream_id` 0 perhaps of all."""
-
-    stream_id: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """SETTINGS came: the peer's limits are known now, or have changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Farewell:
-    """GOAWAY came; refused streams are told of by `Failed`.
-
-    Attributes:
-        code: Why, NO_ERROR for an orderly shutdown.
-        debug: The peer's words.
-    """
-
-    code: int
-    debug: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Pong:
-    """The answer to a PING of ours."""
-
-    payload: bytes
-
-
-Event = Head | Data | Failed | Room | Ready | Farewell | Pong
 
 
 class Stream:
@@ -301,7 +227,7 @@ class Connection:
         assert self.room, "ask for room first"
         fields = [(":method", method), (":scheme", scheme), (":authority", authority), (":path", path)]
         fields.extend(headers.items())
-        self._check_request(fields)
+        check_request(fields, self._max_sent_headers)
         block = self._encoder.encode([(name, value, name in _SECRET) for name, value in fields])
         stream = Stream(self._next_id, self._initial_send_window, self._window, body=body, bodyless=method == "HEAD")
         self._next_id += 2
@@ -309,19 +235,6 @@ class Connection:
         self._queue(frames.headers_frames(stream.id, block, max_frame_size=self._send_frame_size, end_stream=not body))
         self._leaving_heads.append(stream)
         return stream
-
-    def _check_request(self, fields: list[tuple[str, str]]) -> None:
-        size = 0
-        for number, (name, value) in enumerate(fields):
-            raw_name, raw_value = name.encode(), value.encode()
-            # The first four are ours, and begin with a colon.
-            if number >= 4 and (not _NAME.fullmatch(raw_name) or raw_name in _FORBIDDEN):
-                raise ValueError(f"HTTP/2 has no place for a header {name!r}")
-            if not _VALUE.fullmatch(raw_value):
-                raise ValueError(f"the value of header {name!r} breaks its line")
-            size += len(raw_name) + len(raw_value) + 32
-        if self._max_sent_headers is not None and size > self._max_sent_headers:
-            raise ValueError(f"headers of {size} bytes, where the server takes {self._max_sent_headers}")
 
     def send(self, stream: Stream, data: bytes | memoryview, limit: int = frames.LARGEST_WINDOW) -> int:
         """Send a part of a request's body.
@@ -544,17 +457,17 @@ class Connection:
             self._offend(stream.id, ErrorCode.STREAM_CLOSED, "headers after the end of the answer", events)
             return
         try:
-            status, headers = _parse_fields(fields, trailers=stream.head_seen)
+            status, headers = parse_fields(fields, trailers=stream.head_seen)
             informational = not stream.head_seen and 100 <= status < 200
             if informational and (frame.end_stream or status == 101):
-                raise _MalformedError(f"status {status} is no answer in HTTP/2")
+                raise MalformedError(f"status {status} is no answer in HTTP/2")
             if stream.head_seen and not frame.end_stream:
-                raise _MalformedError("trailers that do not end the answer")
+                raise MalformedError("trailers that do not end the answer")
             if not stream.head_seen and not informational:
-                stream.content_left = _content_length(status, headers, stream.bodyless)
+                stream.content_left = content_length(status, headers, stream.bodyless)
             if frame.end_stream and stream.content_left:
-                raise _MalformedError("a body that is not as long as declared")
-        except _MalformedError as error:
+                raise MalformedError("a body that is not as long as declared")
+        except MalformedError as error:
             self._offend(stream.id, ErrorCode.PROTOCOL_ERROR, str(error), events)
             return
         if informational:
@@ -642,36 +555,3 @@ class Connection:
             stream.local_open = stream.remote_open = False
             reason = f"the server is leaving and did not look at the request ({frames.code_name(frame.code)})"
             events.append(Failed(stream_id, reason, frame.code, refused=True))
-
-
-class _MalformedError(Exception):
-    """An answer that HTTP/2 does not know (RFC 9113, 8.1.1)."""
-
-
-def _parse_fields(fields: Iterable[tuple[bytes, bytes]], *, trailers: bool) -> tuple[int, dict[str, str]]:
-    """Status and headers of a decoded block; the status of trailers is 0."""
-    status = 0
-    headers: dict[str, str] = {}
-    for name, value in fields:
-        if name.startswith(b":"):
-            if name != b":status" or status or headers or trailers or not _STATUS.fullmatch(value):
-                raise _MalformedError("a pseudo-header that does not belong there")
-            status = int(value)
-            continue
-        if not _NAME.fullmatch(name) or name in _FORBIDDEN or not _VALUE.fullmatch(value):
-            raise _MalformedError("a header that HTTP/2 does not allow")
-        text, shown = name.decode(), value.decode("latin-1").strip(" \t")
-        headers[text] = f"{headers[text]}, {shown}" if text in headers else shown
-    if not status and not trailers:
-        raise _MalformedError("an answer without a status")
-    return status, headers
-
-
-def _content_length(status: int, headers: Mapping[str, str], bodyless: bool) -> int | None:
-    """How many bytes the body has to have; None if that is not told."""
-    text = headers.get("content-length")
-    if text is None or bodyless or status in (204, 304):
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) < 20):
-        raise _MalformedError("a content length that is no number")
-    return int(text)

@@ -28,7 +28,8 @@ from ..._transport.base import Timeouts
 from ...errors import InvalidArgumentError
 from ..errors import S2ConnectionError, S2SessionClosedError, S2TimeoutError
 from .connection import WINDOW, Connection
-from .driver import Duplex, H2Connection
+from .driver import H2Connection
+from .duplex import Duplex
 from .frames import FrameError
 from .wire import Wire, connect_tcp, default_context
 

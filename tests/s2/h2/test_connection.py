@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from durable_streams.s2._h2 import frames
-from durable_streams.s2._h2.connection import Connection, Event, Failed, Farewell, Head, Pong, Ready, Room, Stream
+from durable_streams.s2._h2.connection import Connection, Stream
+from durable_streams.s2._h2.events import Event, Failed, Farewell, Head, Pong, Ready, Room
 from durable_streams.s2._h2.flow import Allowance
 from durable_streams.s2._h2.frames import Data, ErrorCode, FrameError, Setting
 
