@@ -89,7 +89,9 @@ class Calls:
             if pick.random() < (0.7 if name == "seq_num" else 0.2):
                 query[name] = pick.choice(values)
         fields = {}
-        accept = pick.choice(["", "application/json", "application/protobuf", "text/event-stream", "*/*"])
+        accept = pick.choice(["", "application/json", "application/protobuf", "text/event-stream", "*/*", "s2s/proto"])
+        if accept == "s2s/proto":
+            return "GET", f"{self._path()}/records?{urlencode({**query, 'wait': 0})}", b"", {"content-type": accept}
         if accept == "text/event-stream":
             query["wait"] = 0  # it has to end
             if pick.random() < 0.3:
