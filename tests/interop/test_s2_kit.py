@@ -4,12 +4,15 @@ import json
 import random
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlencode
 
+import h2.exceptions
 import pytest
 
 from durable_streams.s2 import _proto
+from durable_streams.s2._frames import Compression, Terminal, encode_frame
 from durable_streams.s2._values import MAX_U64, AppendInput, AppendRecord
 from durable_streams.testing import S2Fake
 
@@ -167,3 +170,56 @@ async def test_the_fake_and_the_real_server_answer_alike(
 def s2_fresh_basin(s2_endpoint: str) -> str:
     """A basin of its own: random calls list what is in it."""
     return s2lite.make_basin(s2_endpoint)
+
+
+BAD_FRAMES = ["000000", "20000100", "0000026000", "00000100", "0000038001f4"]
+
+
+def inputs(seed: int) -> list[bytes]:
+    """Frames of an append session, some of which a server has to refuse."""
+    pick = random.Random(seed)
+    frames = []
+    for _ in range(pick.randrange(1, 8)):
+        records = [
+            AppendRecord(pick.randbytes(pick.choice([0, 3, 2000])), timestamp=pick.choice([0, 5, 100, 10_000]))
+            for _ in range(pick.choice([1, 1, 3]))
+        ]
+        if pick.random() < 0.1:
+            records.append(AppendRecord.fence(pick.choice(["", "x"]), timestamp=5))
+        match, token = pick.choice([None, None, None, 0, 1, 2, 3]), pick.choice([None, None, "", "x"])
+        payload = _proto.encode_append_input(AppendInput(records, match, token))
+        if pick.random() < 0.05:
+            payload = payload[:-1]
+        compression: Compression = pick.choice(["none", "gzip", "zstd"])
+        bad = pick.random() < 0.05
+        frames.append(bytes.fromhex(pick.choice(BAD_FRAMES)) if bad else encode_frame(payload, compression))
+    return frames if pick.random() < 0.9 else [*frames, b"\0\0"]
+
+
+async def session_told(bench: Bench, frames: list[bytes]) -> list[Any]:
+    """What a server says in a session of these frames, and what it has stored then."""
+    await bench.create()
+    said: list[Any] = []
+    async with bench.append_session() as session:
+        with suppress(h2.exceptions.ProtocolError):  # the stream may be over before all is sent
+            for frame in frames:
+                await session.wire.send(frame)
+            await session.wire.finish()
+        while (answer := await session.frame()) is not None:
+            if isinstance(answer, Terminal):
+                said.append((answer.status, plain(json.loads(answer.body))))
+            else:
+                ack = _proto.decode_append_ack(answer.payload)
+                said.append((ack.start, ack.end))
+    return [*said, (await bench.read("seq_num=0", headers={"s2-format": "base64"})).body]
+
+
+async def test_append_sessions_with_the_fake_and_the_real_server_go_alike(
+    fake: S2Fake, s2_endpoint: str, s2_fresh_basin: str
+) -> None:
+    fake.add_basin(s2_fresh_basin)
+    for seed in range(40):
+        frames = inputs(seed)
+        expected = await session_told(Bench(s2_endpoint, s2_fresh_basin, f"s{seed}", "2"), frames)
+        found = await session_told(Bench(fake.url, s2_fresh_basin, f"s{seed}", "2"), frames)
+        assert found == expected, seed
