@@ -47,6 +47,11 @@ class Plan:
     headers: dict | None = None
 
 
+def advised(frame: bytes, advice: bool) -> bytes:
+    """The frame, with the flag that advises to reconnect if it shall have it."""
+    return frame[:3] + bytes([frame[3] | 0x10]) + frame[4:] if advice else frame
+
+
 def broken(phase: str = "body", *, refused: bool = False) -> S2ConnectionError:
     return S2ConnectionError("the connection broke", phase=phase, refused=refused)  # type: ignore[arg-type]
 
@@ -235,7 +240,7 @@ class FakeDuplex:
             fields = {"start": result.start, "end": result.end, "tail": result.tail} | plan.ack_change
             result = AppendAck(**fields)
         self.leaving = self.leaving or plan.leave_at == number
-        self._put(encode_frame(encode_append_ack(result), reconnect=plan.advise_at == number))
+        self._put(advised(encode_frame(encode_append_ack(result)), plan.advise_at == number))
         return None
 
     def _end(self) -> None:
@@ -295,7 +300,7 @@ class FakeDuplex:
         batch = await self._reader.next()
         if batch is None:
             return self._end()
-        frame = encode_frame(encode_read_batch(batch), reconnect=plan.advise_at == number)
+        frame = advised(encode_frame(encode_read_batch(batch)), plan.advise_at == number)
         if plan.cut_inside == number:
             self._put(frame[:-1])
             return self._end()
