@@ -245,7 +245,8 @@ async def test_a_request_that_ends_between_commit_and_answer_was_carried_out(
 # --- 4: a thousand idle readers
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])  # asyncio's debug mode keeps a traceback per task
+# asyncio's debug mode, which `-X dev` switches on, keeps a traceback per task.
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"debug": False}), ("trio", {})], ids=["asyncio", "trio"])
 @pytest.mark.anyio
 @pytest.mark.parametrize("kind", KINDS[:2])
 async def test_a_thousand_idle_readers_cost_little_write_nothing_and_wake_together(kind: str, tmp_path: Path) -> None:
