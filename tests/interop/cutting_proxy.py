@@ -1,15 +1,16 @@
-"""A proxy that cuts connections at any byte, in either direction."""
+"""A proxy that cuts connections at any byte, in either direction; it works in threads, whatever loop the test has."""
 
 from __future__ import annotations
 
 import random
+import select
+import socket
+import threading
 from types import TracebackType
 from typing import Self
 
-import anyio
-import anyio.abc
-
-_GONE = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
+#: Seconds between two looks whether the proxy is to end.
+_LOOK = 0.1
 
 
 class CuttingProxy:
@@ -29,50 +30,50 @@ class CuttingProxy:
         self._target = port
         self._rng = rng
         self._mean_bytes = mean_bytes
-        self.url = ""
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(_LOOK)
+        self._ending = threading.Event()
+        self._threads = [threading.Thread(target=self._accept)]
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.cuts = 0
 
-    async def __aenter__(self) -> Self:
-        self._listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-        self.url = f"http://127.0.0.1:{self._listener.extra(anyio.abc.SocketAttribute.local_port)}"
-        self._tasks = anyio.create_task_group()
-        await self._tasks.__aenter__()
-        self._tasks.start_soon(self._listener.serve, self._serve)
+    def __enter__(self) -> Self:
+        self._threads[0].start()
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._tasks.cancel_scope.cancel()
-        await self._tasks.__aexit__(None, None, None)
-        with anyio.CancelScope(shield=True):
-            await self._listener.aclose()
+        self._ending.set()
+        for thread in self._threads:
+            thread.join()
+        self._listener.close()
 
-    async def _serve(self, client: anyio.abc.SocketStream) -> None:
-        left = int(self._rng.expovariate(1 / self._mean_bytes))
-
-        async def relay(source: anyio.abc.SocketStream, target: anyio.abc.SocketStream) -> None:
-            nonlocal left
+    def _accept(self) -> None:
+        while not self._ending.is_set():
             try:
-                while True:
-                    data = await source.receive()
-                    passed, left = data[: max(left, 0)], left - len(data)
-                    if passed:
-                        await target.send(passed)
-                    if left <= 0:
-                        self.cuts += 1
-                        tasks.cancel_scope.cancel()
-                        return
-            except anyio.EndOfStream:
-                with anyio.move_on_after(1):
-                    await target.send_eof()
-            except _GONE:
-                tasks.cancel_scope.cancel()
+                client, _ = self._listener.accept()
+            except TimeoutError:
+                continue
+            left = int(self._rng.expovariate(1 / self._mean_bytes))
+            thread = threading.Thread(target=self._carry, args=(client, left))
+            self._threads.append(thread)
+            thread.start()
 
+    def _carry(self, client: socket.socket, left: int) -> None:
+        client.settimeout(None)
         try:
-            server = await anyio.connect_tcp("127.0.0.1", self._target)
-            async with server, client, anyio.create_task_group() as tasks:
-                tasks.start_soon(relay, client, server)
-                tasks.start_soon(relay, server, client)
-        except _GONE:
-            await anyio.aclose_forcefully(client)
+            with client, socket.create_connection(("127.0.0.1", self._target)) as server:
+                other = {client: server, server: client}
+                while not self._ending.is_set():
+                    for source in select.select(list(other), [], [], _LOOK)[0]:
+                        data = source.recv(1 << 16)
+                        other[source].sendall(data[: max(left, 0)])
+                        left -= len(data)
+                        if not data:
+                            return
+                        if left <= 0:
+                            self.cuts += 1
+                            return
+        except OSError:
+            self.cuts += 1  # One of the two has gone: to the other that is the same.
