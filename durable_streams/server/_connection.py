@@ -19,7 +19,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
 
 import httptools
@@ -29,7 +29,7 @@ from .requests import Call, Disconnected, Message, Scope, too_large
 from .responses import CONTENT_LENGTH, Headers, add_vary
 
 if TYPE_CHECKING:
-    from ._uvicorn import Config
+    from .http import DurableStreamsApp
 
 logger: logging.Logger = logging.getLogger("durable_streams.server")
 
@@ -346,6 +346,20 @@ class Exchange(Call):
             raise RuntimeError(f"ASGI messages of type {message['type']!r} are not supported")
 
 
+class Settings(Protocol):
+    """What a connection takes from uvicorn's settings and ours: see `_uvicorn.Config`."""
+
+    max_connections: int | None
+    refused: set[asyncio.Transport]
+    direct: DurableStreamsApp | None
+    loaded_app: Any
+    timeout_keep_alive: int
+
+    def prefix(self, default: Headers, common: Headers) -> bytes:
+        """These headers as lines."""
+        ...
+
+
 class Connection(asyncio.Protocol):
     """A connection: parses requests, and has them served one after the other.
 
@@ -382,7 +396,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(
         self,
-        config: Config,
+        config: Settings,
         server_state: Any,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
