@@ -52,8 +52,8 @@ from ._stream import AppendResolution as AppendResolution
 from ._reading import ReadPage as ReadPage
 from ._infos import BasinInfo as BasinInfo
 from ._infos import StreamInfo as StreamInfo
-from ._infos import Page as Page
-from ._infos import Listing as Listing
+from ._listing import Page as Page
+from ._listing import Listing as Listing
 from ._infos import ProvisionResult as ProvisionResult
 
 # Configuration

@@ -10,8 +10,8 @@ from typing import Any
 from ..errors import InvalidArgumentError
 from . import _infos, _names
 from ._basins import delete
-from ._context import Service, with_query
-from ._infos import Listing, Page
+from ._context import Service
+from ._listing import Lister, Listing, Page
 from ._unary import Call, request
 from .errors import S2ProtocolError
 
@@ -108,6 +108,14 @@ class AccessTokens:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._lister = Lister(
+            service,
+            service.endpoints.account_url("/access-tokens"),
+            "access_tokens",
+            token_info,
+            _names.token_id_prefix,
+            lambda info: info.id,
+        )
 
     def __repr__(self) -> str:
         return "<AccessTokens>"
@@ -120,31 +128,13 @@ class AccessTokens:
             start_after: The page begins with the next id after this one.
             limit: Entries of the page, 1 to 1000; None is 1000.
         """
-        query: dict[str, str] = {}
-        if _names.token_id_prefix(prefix):
-            query["prefix"] = prefix
-        if _names.token_id_prefix(start_after, name="start_after"):
-            query["start_after"] = start_after
-        if limit is not None:
-            query["limit"] = str(_names.page_limit(limit))
-        url = with_query(self._service.endpoints.account_url("/access-tokens"), query)
-        reply = await request(self._service, Call("GET", url))
-        return reply.read_json(lambda document: _infos.page(document, "access_tokens", token_info))
+        return await self._lister.page(prefix, start_after, limit)
 
     def list_all(
         self, *, prefix: str = "", start_after: str = "", page_size: int | None = None
     ) -> Listing[AccessTokenInfo]:
         """All access tokens: `async for info in client.access_tokens.list_all()`."""
-        _names.token_id_prefix(prefix)
-        _names.token_id_prefix(start_after, name="start_after")
-        if page_size is not None:
-            _names.page_limit(page_size, name="page_size")
-        return Listing(
-            lambda cursor: self.list(prefix=prefix, start_after=cursor, limit=page_size),
-            lambda info: info.id,
-            start_after=start_after,
-            keep=lambda info: True,
-        )
+        return self._lister.all(prefix, start_after, page_size)
 
     async def issue(
         self,

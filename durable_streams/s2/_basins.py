@@ -6,9 +6,17 @@ import uuid
 from typing import Any
 
 from . import _infos, _names
-from ._config import BasinConfig, BasinReconfiguration, basin_from_wire, basin_to_wire
-from ._context import Service, with_query
-from ._infos import BasinInfo, Listing, Page
+from ._config import (
+    BasinConfig,
+    BasinReconfiguration,
+    basin_from_wire,
+    basin_to_wire,
+    checked_changes,
+    checked_config,
+)
+from ._context import Service
+from ._infos import BasinInfo
+from ._listing import Lister, Listing, Page
 from ._unary import Call, Reply, request
 from .errors import S2ServerError
 
@@ -23,6 +31,16 @@ class Basins:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._lister = Lister(
+            service,
+            service.endpoints.account_url("/basins"),
+            "basins",
+            _infos.basin_info,
+            _names.basin_prefix,
+            lambda info: info.name,
+            # `state` is what older services have instead of the time.
+            gone=lambda info: info.deleted_at is not None or info.state == "deleting",
+        )
 
     def __repr__(self) -> str:
         return "<Basins>"
@@ -35,16 +53,7 @@ class Basins:
             start_after: The page begins with the next name after this one.
             limit: Entries of the page, 1 to 1000; None is 1000.
         """
-        query: dict[str, str] = {}
-        if _names.basin_prefix(prefix):
-            query["prefix"] = prefix
-        if _names.basin_prefix(start_after, name="start_after"):
-            query["start_after"] = start_after
-        if limit is not None:
-            query["limit"] = str(_names.page_limit(limit))
-        url = with_query(self._service.endpoints.account_url("/basins"), query)
-        reply = await request(self._service, Call("GET", url))
-        return reply.read_json(lambda document: _infos.page(document, "basins", _infos.basin_info))
+        return await self._lister.page(prefix, start_after, limit)
 
     def list_all(
         self,
@@ -62,17 +71,7 @@ class Basins:
             page_size: Entries that are asked for at a time, 1 to 1000; None is 1000. It bounds no total.
             include_deleted: Whether to show those that are being deleted.
         """
-        _names.basin_prefix(prefix)
-        _names.basin_prefix(start_after, name="start_after")
-        if page_size is not None:
-            _names.page_limit(page_size, name="page_size")
-        return Listing(
-            lambda cursor: self.list(prefix=prefix, start_after=cursor, limit=page_size),
-            lambda info: info.name,
-            start_after=start_after,
-            # `state` is what older services have instead of the time.
-            keep=lambda info: include_deleted or (info.deleted_at is None and info.state != "deleting"),
-        )
+        return self._lister.all(prefix, start_after, page_size, include_deleted=include_deleted)
 
     async def create(
         self,
@@ -95,7 +94,7 @@ class Basins:
             S2ServerError: with code "resource_already_exists" or "basin_deletion_pending", among others.
         """
         document: dict[str, Any] = {"basin": _names.basin(basin)}
-        if (wire := _config_to_wire(config)) is not None:
+        if (wire := checked_config(config, BasinConfig, basin_to_wire)) is not None:
             document["config"] = wire
         if location is not None:
             document["location"] = _names.location(location)
@@ -118,7 +117,7 @@ class Basins:
             The basin; `provision_result` tells what was done.
         """
         document: dict[str, Any] = {}
-        if (wire := _config_to_wire(config)) is not None:
+        if (wire := checked_config(config, BasinConfig, basin_to_wire)) is not None:
             document["config"] = wire
         if location is not None:
             document["location"] = _names.location(location)
@@ -137,9 +136,8 @@ class Basins:
         Returns:
             The configuration that it has now.
         """
-        if not isinstance(changes, BasinReconfiguration):
-            raise TypeError(f"changes must be BasinReconfiguration, got {type(changes).__name__}")
-        reply = await request(self._service, Call.of_json("PATCH", self._url(basin), basin_to_wire(changes)))
+        document = checked_changes(changes, BasinReconfiguration, basin_to_wire)
+        reply = await request(self._service, Call.of_json("PATCH", self._url(basin), document))
         return reply.read_json(basin_from_wire)
 
     async def delete(self, basin: str, *, ignore_not_found: bool = False) -> None:
@@ -178,12 +176,6 @@ async def delete(service: Service, call: Call, ignore_not_found: bool, gone: fro
     except S2ServerError as error:
         if not (ignore_not_found and error.code in gone):
             raise
-
-
-def _config_to_wire(config: BasinConfig | None) -> dict[str, Any] | None:
-    if config is not None and not isinstance(config, BasinConfig):
-        raise TypeError(f"config must be BasinConfig or None, got {type(config).__name__}")
-    return None if config is None else basin_to_wire(config)
 
 
 def _info(reply: Reply) -> BasinInfo:

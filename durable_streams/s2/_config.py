@@ -17,11 +17,13 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from .._core import validate
 from ..errors import InvalidArgumentError
 from .errors import S2ProtocolError, is_u64
+
+C = TypeVar("C")
 
 _MAX_U64 = 2**64 - 1
 
@@ -198,6 +200,28 @@ def basin_to_wire(config: BasinConfig | BasinReconfiguration) -> dict[str, Any]:
         "create_stream_on_read": config.create_stream_on_read,
     }
     return _present(fields, keep_none=isinstance(config, BasinReconfiguration))
+
+
+def checked_config(config: C | None, kind: type[C], to_wire: Callable[[C], dict[str, Any]]) -> dict[str, Any] | None:
+    """A configuration that a caller gave, as JSON; None if there is none.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if config is not None and not isinstance(config, kind):
+        raise TypeError(f"config must be {kind.__name__} or None, got {type(config).__name__}")
+    return None if config is None else to_wire(config)
+
+
+def checked_changes(changes: C, kind: type[C], to_wire: Callable[[C], dict[str, Any]]) -> dict[str, Any]:
+    """Changes of a configuration that a caller gave, as JSON.
+
+    Raises:
+        TypeError: they are something else.
+    """
+    if not isinstance(changes, kind):
+        raise TypeError(f"changes must be {kind.__name__}, got {type(changes).__name__}")
+    return to_wire(changes)
 
 
 def stream_header(config: StreamConfig | None) -> str | None:

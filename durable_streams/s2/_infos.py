@@ -1,16 +1,13 @@
-"""What the service tells about basins, streams and locations, page by page (S2 2.1, 2.2, 2.4, 2.6)."""
+"""What the service tells about basins, streams and locations (S2 2.1, 2.2, 2.6)."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
-from ..errors import BusyResourceError
 from .errors import S2ProtocolError
-
-T = TypeVar("T")
 
 #: What creating or ensuring did. "noop": it was there already, as wished.
 ProvisionResult = Literal["created", "updated", "noop"]
@@ -73,70 +70,6 @@ class LocationInfo:
     default_storage_class: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Page(Generic[T]):
-    """One page of a listing, in the order of the names' bytes. Iterating it gives its items.
-
-    Attributes:
-        items: What is on it. Things that are being deleted are among them.
-        has_more: Whether there is more after the last item.
-    """
-
-    items: tuple[T, ...]
-    has_more: bool
-
-    def __iter__(self) -> Iterator[T]:
-        return iter(self.items)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-
-class Listing(Generic[T]):
-    """All entries of a listing, fetched page by page while it is iterated. Holds nothing open between pages.
-
-    A failed or cancelled step loses nothing: the next one asks for the same page again.
-    """
-
-    def __init__(
-        self,
-        fetch: Callable[[str], Awaitable[Page[T]]],
-        key: Callable[[T], str],
-        *,
-        start_after: str,
-        keep: Callable[[T], bool],
-    ) -> None:
-        self._fetch = fetch
-        self._key = key
-        self._cursor = start_after
-        self._keep = keep
-        self._items: Iterator[T] = iter(())
-        self._ended = False
-        self._busy = False
-
-    def __aiter__(self) -> Listing[T]:
-        return self
-
-    async def __anext__(self) -> T:
-        if self._busy:
-            raise BusyResourceError("another task is already waiting for this listing's next page")
-        self._busy = True
-        try:
-            while True:
-                for item in self._items:
-                    return item
-                if self._ended:
-                    raise StopAsyncIteration
-                page = await self._fetch(self._cursor)
-                if page.items:
-                    # The cursor comes first: a page of nothing but hidden items leads on as well.
-                    self._cursor = self._key(page.items[-1])
-                self._ended = not page.has_more or not page.items
-                self._items = iter([item for item in page.items if self._keep(item)])
-        finally:
-            self._busy = False
-
-
 def basin_info(document: Any, provision_result: str | None = None) -> BasinInfo:
     """A basin from JSON.
 
@@ -145,12 +78,10 @@ def basin_info(document: Any, provision_result: str | None = None) -> BasinInfo:
     """
     fields = json_object("basin", document)
     return BasinInfo(
-        name=text(fields, "name"),
         location=optional_text(fields, "location"),
-        created_at=time(fields, "created_at"),
-        deleted_at=optional_time(fields, "deleted_at"),
         state=optional_text(fields, "state"),
         provision_result=provision_result,
+        **_named(fields),
     )
 
 
@@ -161,13 +92,16 @@ def stream_info(document: Any, provision_result: str | None = None) -> StreamInf
         S2ProtocolError: it has another shape.
     """
     fields = json_object("stream", document)
-    return StreamInfo(
-        name=text(fields, "name"),
-        created_at=time(fields, "created_at"),
-        deleted_at=optional_time(fields, "deleted_at"),
-        cipher=optional_text(fields, "cipher"),
-        provision_result=provision_result,
-    )
+    return StreamInfo(cipher=optional_text(fields, "cipher"), provision_result=provision_result, **_named(fields))
+
+
+def _named(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told about everything that has a name and can be deleted."""
+    return {
+        "name": text(fields, "name"),
+        "created_at": time(fields, "created_at"),
+        "deleted_at": optional_time(fields, "deleted_at"),
+    }
 
 
 def location_info(document: Any) -> LocationInfo:
@@ -186,19 +120,6 @@ def location_info(document: Any) -> LocationInfo:
         storage_classes=None if classes is None else tuple(classes),
         default_storage_class=optional_text(fields, "default_storage_class"),
     )
-
-
-def page(document: Any, name: str, read: Callable[[Any], T]) -> Page[T]:
-    """A page from JSON, whose items stand under `name`.
-
-    Raises:
-        S2ProtocolError: it has another shape.
-    """
-    fields = json_object("page", document)
-    items = fields.get(name)
-    if not isinstance(items, list):
-        raise S2ProtocolError(f"the answer has no list of {name}")
-    return Page(tuple(read(item) for item in items), flag(fields, "has_more"))
 
 
 # -- Fields ------------------------------------------------------------------------------------------------

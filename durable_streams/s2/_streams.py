@@ -6,9 +6,17 @@ from typing import Any
 
 from . import _infos, _names
 from ._basins import PROVISION_RESULT, delete, new_request_token
-from ._config import StreamConfig, StreamReconfiguration, stream_from_wire, stream_to_wire
-from ._context import Encoding, Service, SessionTransport, StreamContext, one_of, with_query
-from ._infos import Listing, Page, StreamInfo
+from ._config import (
+    StreamConfig,
+    StreamReconfiguration,
+    checked_changes,
+    checked_config,
+    stream_from_wire,
+    stream_to_wire,
+)
+from ._context import Encoding, Service, SessionTransport, StreamContext, one_of
+from ._infos import StreamInfo
+from ._listing import Lister, Listing, Page
 from ._stream import Stream
 from ._unary import Call, Reply, request
 
@@ -75,6 +83,16 @@ class Streams:
     def __init__(self, service: Service, basin: str) -> None:
         self._service = service
         self._basin = basin
+        self._lister = Lister(
+            service,
+            service.endpoints.basin_url(basin, "/streams"),
+            "streams",
+            _infos.stream_info,
+            _names.stream_prefix,
+            lambda info: info.name,
+            gone=lambda info: info.deleted_at is not None,
+            headers=self._headers(),
+        )
 
     def __repr__(self) -> str:
         return f"<Streams of {self._basin}>"
@@ -87,16 +105,7 @@ class Streams:
             start_after: The page begins with the next name after this one.
             limit: Entries of the page, 1 to 1000; None is 1000.
         """
-        query: dict[str, str] = {}
-        if _names.stream_prefix(prefix):
-            query["prefix"] = prefix
-        if _names.stream_prefix(start_after, name="start_after"):
-            query["start_after"] = start_after
-        if limit is not None:
-            query["limit"] = str(_names.page_limit(limit))
-        url = with_query(self._service.endpoints.basin_url(self._basin, "/streams"), query)
-        reply = await request(self._service, Call("GET", url, self._headers()))
-        return reply.read_json(lambda document: _infos.page(document, "streams", _infos.stream_info))
+        return await self._lister.page(prefix, start_after, limit)
 
     def list_all(
         self,
@@ -114,16 +123,7 @@ class Streams:
             page_size: Entries that are asked for at a time, 1 to 1000; None is 1000. It bounds no total.
             include_deleted: Whether to show those that are being deleted.
         """
-        _names.stream_prefix(prefix)
-        _names.stream_prefix(start_after, name="start_after")
-        if page_size is not None:
-            _names.page_limit(page_size, name="page_size")
-        return Listing(
-            lambda cursor: self.list(prefix=prefix, start_after=cursor, limit=page_size),
-            lambda info: info.name,
-            start_after=start_after,
-            keep=lambda info: include_deleted or info.deleted_at is None,
-        )
+        return self._lister.all(prefix, start_after, page_size, include_deleted=include_deleted)
 
     async def create(
         self, stream: str, *, config: StreamConfig | None = None, request_token: str | None = None
@@ -140,7 +140,7 @@ class Streams:
             S2ServerError: with code "resource_already_exists" or "stream_deletion_pending", among others.
         """
         document: dict[str, Any] = {"stream": _names.stream(stream)}
-        if (wire := _config_to_wire(config)) is not None:
+        if (wire := checked_config(config, StreamConfig, stream_to_wire)) is not None:
             document["config"] = wire
         url = self._service.endpoints.basin_url(self._basin, "/streams")
         headers = {**self._headers(), "s2-request-token": new_request_token(request_token)}
@@ -157,7 +157,7 @@ class Streams:
         Returns:
             The stream; `provision_result` tells what was done.
         """
-        wire, url = _config_to_wire(config), self._url(stream)
+        wire, url = checked_config(config, StreamConfig, stream_to_wire), self._url(stream)
         if wire is None:
             reply = await request(self._service, Call("PUT", url, self._headers()))
         else:
@@ -175,10 +175,8 @@ class Streams:
         Returns:
             The configuration that it has now.
         """
-        if not isinstance(changes, StreamReconfiguration):
-            raise TypeError(f"changes must be StreamReconfiguration, got {type(changes).__name__}")
-        call = Call.of_json("PATCH", self._url(stream), stream_to_wire(changes), self._headers())
-        reply = await request(self._service, call)
+        document = checked_changes(changes, StreamReconfiguration, stream_to_wire)
+        reply = await request(self._service, Call.of_json("PATCH", self._url(stream), document, self._headers()))
         return reply.read_json(stream_from_wire)
 
     async def delete(self, stream: str, *, ignore_not_found: bool = False) -> None:
@@ -201,12 +199,6 @@ class Streams:
 
     def _headers(self) -> dict[str, str]:
         return self._service.endpoints.basin_headers(self._basin)
-
-
-def _config_to_wire(config: StreamConfig | None) -> dict[str, Any] | None:
-    if config is not None and not isinstance(config, StreamConfig):
-        raise TypeError(f"config must be StreamConfig or None, got {type(config).__name__}")
-    return None if config is None else stream_to_wire(config)
 
 
 def _info(reply: Reply) -> StreamInfo:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from durable_streams.s2 import S2ProtocolError, S2ServerError
 from durable_streams.s2._access_tokens import token_info
 from durable_streams.s2._config import basin_from_wire, basin_to_wire, stream_from_wire, stream_to_wire
-from durable_streams.s2._infos import basin_info, location_info, page, stream_info
+from durable_streams.s2._infos import basin_info, location_info, stream_info
+from durable_streams.s2._listing import read_page
 from durable_streams.s2._metrics import metrics_from_wire
 from durable_streams.s2._unary import Reply
 from durable_streams.s2.errors import error_from_reply
@@ -87,7 +88,7 @@ READERS: list[Callable[[Any], Any]] = [
     basin_info,
     stream_info,
     location_info,
-    lambda document: page(document, "streams", stream_info),
+    lambda document: read_page(document, "streams", stream_info),
     token_info,
     metrics_from_wire,
 ]
