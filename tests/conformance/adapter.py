@@ -8,12 +8,14 @@ A thin mapping of commands to the public API; no retries and no protocol logic o
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ import anyio
 import anyio.to_thread
 
 from durable_streams import (
+    AlreadyClosedError,
     BackoffOptions,
     BytesBatch,
     ConflictError,
@@ -65,9 +68,13 @@ FEATURES = (
     "batchItems",
     "strictZeroValidation",
 )
+#: What is reported of an operation that is done. Whether the server said 200 or 204 is its own affair, but where the
+#: difference has a meaning: 201 for a stream that is new, 204 for a raw producer append that is a duplicate.
+DONE = 200
 #: First match wins: closed before sequence before conflict.
 CODES: tuple[tuple[type[Exception], str], ...] = (
     (StreamClosedError, "STREAM_CLOSED"),
+    (AlreadyClosedError, "STREAM_CLOSED"),  # Producers kept here end by closing their stream, in no other way.
     (SeqConflictError, "SEQUENCE_CONFLICT"),
     (SequenceGapError, "SEQUENCE_CONFLICT"),
     (StaleEpochError, "CONFLICT"),
@@ -99,28 +106,33 @@ class NotSupportedError(Exception):
 
 
 class Dynamic:
-    """Headers and params whose values are made for each request, and what was sent last."""
+    """Headers and params whose values are made anew for each operation, and what the present operation sends."""
 
     def __init__(self) -> None:
         self.makers: dict[str, dict[str, Callable[[], str]]] = {"headers": {}, "params": {}}
         self.sent: dict[str, dict[str, str]] = {"headers": {}, "params": {}}
 
     def add(self, kind: str, name: str, value_type: str, initial: str | None) -> None:
-        count = 0
+        counter = itertools.count(1)
+        self.makers[kind][name] = {
+            "counter": lambda: str(next(counter)),
+            "timestamp": lambda: str(time.time_ns() // 1_000_000),
+            "token": lambda: initial or "",
+        }[value_type]
 
-        def make() -> str:
-            nonlocal count
-            count += 1
-            value = {"counter": str(count), "timestamp": str(time.time_ns() // 1_000_000)}.get(
-                value_type, initial or ""
-            )
-            self.sent[kind][name] = value
-            return value
+    def begin(self, headers: dict[str, str]) -> None:
+        """An operation begins: make its values. The command's own headers win."""
+        self.sent = {kind: {name: make() for name, make in makers.items()} for kind, makers in self.makers.items()}
+        own = {name.lower() for name in headers}
+        kept = {name: value for name, value in self.sent["headers"].items() if name.lower() not in own}
+        self.sent["headers"] = kept | headers
 
-        self.makers[kind][name] = make
+    def callables(self, kind: str) -> dict[str, Callable[[], str]]:
+        """The present operation's values as the client takes them."""
+        return {name: partial(str, value) for name, value in self.sent[kind].items()}
 
     def report(self) -> Result:
-        return {f"{kind}Sent": dict(sent) for kind, sent in self.sent.items() if self.makers[kind]}
+        return {f"{kind}Sent": sent for kind, sent in self.sent.items() if self.makers[kind]}
 
 
 class Adapter:
@@ -158,13 +170,15 @@ class Adapter:
                 break
             if line.strip():
                 # ensure_ascii escapes U+2028 and U+2029 too.
-                sys.stdout.write(json.dumps(await self.answer(json.loads(line)), ensure_ascii=True) + "\n")
+                sys.stdout.write(json.dumps(await self.answer(line), ensure_ascii=True) + "\n")
                 sys.stdout.flush()
         await self.reset()
 
-    async def answer(self, command: Command) -> Result:
-        kind = command.get("type", "")
+    async def answer(self, line: bytes) -> Result:
+        kind = "unknown"
         try:
+            command = json.loads(line)
+            kind = command["type"]
             if kind not in self.handlers:
                 raise NotSupportedError(f"unknown command {kind!r}")
             return {"type": kind, "success": True, **await self.handlers[kind](command)}
@@ -208,10 +222,11 @@ class Adapter:
 
     def handle(self, command: Command, content_type: str | None = None) -> DurableStream:
         path = command["path"]
+        self.dynamic.begin(command.get("headers") or {})
         return DurableStream(
             self.server_url + path,
-            headers={**self.dynamic.makers["headers"], **command.get("headers", {})},
-            params=self.dynamic.makers["params"],
+            headers=self.dynamic.callables("headers"),
+            params=self.dynamic.callables("params"),
             content_type=content_type or self.content_types.get(path),
             backoff_options=self.backoff,
             # As the reference client: an append whose answer was lost is sent again.
@@ -259,7 +274,7 @@ class Adapter:
     async def delete(self, command: Command) -> Result:
         result = await self.handle(command).delete()
         self.content_types.pop(command["path"], None)
-        return facts(result)
+        return facts(result) | {"status": DONE}
 
     async def close(self, command: Command) -> Result:
         data = command.get("data")
@@ -276,7 +291,9 @@ class Adapter:
         seq = command.get("seq")
         result = await handle.append(payload(command), seq=None if seq is None else str(seq), producer=stamp)
         report = facts(result, offset=result.next_offset, **self.dynamic.report())
-        if stamp is not None:
+        if stamp is None:
+            report["status"] = DONE
+        else:
             numbers = present(
                 producerEpoch=result.epoch,
                 producerSeq=result.seq,
@@ -298,9 +315,11 @@ class Adapter:
         seen = present(status=200, offset=offset or "-1", upToDate=True)
         with anyio.move_on_after(command.get("timeoutMs", 5000) / 1000) as scope:
             async with self.handle(command).stream(offset=offset, live=live) as response:
-                async for batch in response.iter_batches():
+                json_mode = is_json(response.content_type)
+                async for batch in response.iter_batches("json" if json_mode else "bytes"):
                     seen = present(
                         status=response.status,
+                        headers=dict(response.headers),
                         offset=batch.offset,
                         upToDate=batch.up_to_date,
                         streamClosed=batch.stream_closed,
@@ -342,8 +361,7 @@ class Adapter:
     async def idempotent_append(self, command: Command) -> Result:
         producer = await self.producer(command)
         ack = await producer.send(payload(command))
-        status = 204 if ack.duplicate else 200
-        return present(status=status, offset=ack.offset, duplicate=ack.duplicate, producerSeq=ack.seq)
+        return present(status=DONE, offset=ack.offset, duplicate=ack.duplicate, producerSeq=ack.seq)
 
     async def idempotent_append_batch(self, command: Command) -> Result:
         lanes = command.get("maxInFlight", 1)
@@ -352,20 +370,20 @@ class Adapter:
         try:
             await producer.append_many(command["items"])
             await producer.flush()
-            return {"status": 200, "producerSeq": producer.next_seq - 1}
+            return {"status": DONE, "producerSeq": producer.next_seq - 1}
         finally:
             await producer.abort()
 
     async def idempotent_close(self, command: Command) -> Result:
         producer = await self.producer(command)
         result = await producer.close_stream(command.get("data") or None)
-        return present(status=200, finalOffset=result.final_offset)
+        return present(status=DONE, finalOffset=result.final_offset)
 
     async def idempotent_detach(self, command: Command) -> Result:
         producer = await self.producer(command)
         self.producers.pop((command["path"], command["producerId"], command.get("epoch", 0)))
         await producer.detach()
-        return {"status": 200}
+        return {"status": DONE}
 
     # -- Options and benchmarks ----------------------------------------------------------------------------
 
@@ -374,12 +392,11 @@ class Adapter:
         names = OPTIONS.get(target["target"])
         if names is None:
             raise NotSupportedError(f"unknown target {target['target']!r}")
-        options = {}
-        for theirs, (ours, scale) in names.items():
-            if theirs in target:
-                value = target[theirs]
-                options[ours] = value / scale if scale is not None else value
         try:
+            options = {}
+            for theirs, (ours, scale) in names.items():
+                if theirs in target:
+                    options[ours] = target[theirs] / scale if scale is not None else target[theirs]
             if target["target"] == "retry-options":
                 BackoffOptions(**options)
             else:
@@ -467,7 +484,7 @@ class Adapter:
         count = size = 0
         start = time.perf_counter_ns()
         async with handle.stream(live=False) as response:
-            if response.content_type and response.content_type.startswith("application/json"):
+            if is_json(response.content_type):
                 async for _ in response.iter_json():
                     count += 1
                 size = response.statistics().bytes
@@ -484,9 +501,14 @@ def payload(command: Command) -> bytes | str:
     return base64.b64decode(data) if command.get("binary") else data
 
 
+def is_json(content_type: str | None) -> bool:
+    """Whether a stream of this type is read as JSON."""
+    return (content_type or "").partition(";")[0].strip().lower() == "application/json"
+
+
 def filler(size: int, content_type: str | None) -> bytes:
     """So many bytes; for a JSON stream one JSON text."""
-    if content_type and content_type.startswith("application/json"):
+    if is_json(content_type):
         return b'"' + b"x" * max(size - 2, 0) + b'"'
     return b"x" * size
 
@@ -503,12 +525,10 @@ def has_data(batch: JsonBatch[Any] | BytesBatch | TextBatch) -> bool:
 
 
 def chunk(batches: list[Any]) -> Result:
-    """Batches as one chunk: a compact JSON array, text, or base64."""
+    """Batches as one chunk: a compact JSON array, text, or base64 of what is no text."""
     if isinstance(batches[0], JsonBatch):
         items = [item for batch in batches for item in batch.items]
         return {"data": json.dumps(items, separators=(",", ":"), ensure_ascii=False)}
-    if isinstance(batches[0], TextBatch):
-        return {"data": "".join(batch.text for batch in batches)}
     data = b"".join(batch.data for batch in batches)
     try:
         return {"data": data.decode()}

@@ -2,56 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from durable_streams.server import Server
 
-ADAPTER = Path(__file__).parent / "adapter.py"
+from .runner import ADAPTER, Runner, adapter
+
 PATH = "/v1/stream/adapter"
 
 
-class Runner:
-    """What the conformance runner does: writes a line, reads a line."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
-
-    def __call__(self, command: str, **fields: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"type": command, **fields}).encode() + b"\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        assert line.isascii()
-        result: dict[str, Any] = json.loads(line)
-        assert result["type"] in (command, "error")
-        return result
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def run(request: pytest.FixtureRequest) -> Iterator[Runner]:
-    environment = {**os.environ, "DURABLE_STREAMS_LOOP": request.param}
-    root = str(ADAPTER.parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    with (
-        Server(long_poll_timeout=1.0) as server,
-        subprocess.Popen(
-            [sys.executable, str(ADAPTER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-        ) as process,
-    ):
-        runner = Runner(process)
-        assert runner("init", serverUrl=server.base_url)["success"]
+@pytest.fixture(scope="module", params=["asyncio", "trio"])
+def process(request: pytest.FixtureRequest) -> Iterator[Runner]:
+    with adapter(request.param) as runner:
         yield runner
-        assert runner("shutdown")["success"]
-        assert process.wait(5) == 0
+
+
+@pytest.fixture
+def run(process: Runner) -> Iterator[Runner]:
+    with Server(long_poll_timeout=1.0) as server:
+        assert process("init", serverUrl=server.base_url)["success"]
+        yield process
 
 
 def test_the_file_can_be_executed() -> None:
@@ -206,3 +180,42 @@ def test_benchmarks_measure(run: Runner, operation: dict[str, Any]) -> None:
 
 def test_an_unknown_command_is_not_supported(run: Runner) -> None:
     assert run("dance")["errorCode"] == "NOT_SUPPORTED"
+
+
+@pytest.mark.parametrize("line", [b"{", b"[]", b'"init"', b"{}", b'{"type": 1}', b"\xff"])
+def test_a_line_that_is_no_command_gets_an_answer_and_the_next_is_understood(run: Runner, line: bytes) -> None:
+    run.write(b"\n  \n" + line + b"\n")
+
+    assert run.answer()["success"] is False
+    assert run("create", path=PATH)["status"] == 201
+
+
+def test_what_is_no_text_in_a_text_stream_comes_as_base64(run: Runner) -> None:
+    run("create", path=PATH, contentType="text/plain")
+    run("append", path=PATH, data="/2E=", binary=True)
+
+    (chunk,) = run("read", path=PATH)["chunks"]
+    assert (chunk["data"], chunk["binary"]) == ("/2E=", True)
+
+
+def test_a_dynamic_value_is_the_same_for_all_requests_of_an_operation(run: Runner) -> None:
+    run("create", path=PATH, contentType="application/json", data="[1]")
+    run("set-dynamic-header", name="X-Count", valueType="counter")
+    reads = [run("read", path=PATH, live=live, waitForUpToDate=True) for live in ("long-poll", "sse", False)]
+
+    assert [read["headersSent"]["X-Count"] for read in reads] == ["1", "2", "3"]
+    assert run("append", path=PATH, data="2", headers={"x-count": "mine"})["headersSent"] == {"x-count": "mine"}
+
+
+def test_an_append_after_closing_by_the_same_producer_finds_the_stream_closed(run: Runner) -> None:
+    run("create", path=PATH)
+    mine = {"path": PATH, "producerId": "p", "epoch": 0, "autoClaim": False}
+    assert run("idempotent-close", **mine)["success"]
+
+    assert run("idempotent-append", **mine, data="late")["errorCode"] == "STREAM_CLOSED"
+
+
+def test_an_option_of_the_wrong_type_is_an_invalid_argument(run: Runner) -> None:
+    target = {"target": "retry-options", "initialDelayMs": "soon"}
+
+    assert run("validate", target=target)["errorCode"] == "INVALID_ARGUMENT"
