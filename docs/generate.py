@@ -155,13 +155,18 @@ def _class(name: str, value: type) -> str:
     documented = inspect.getdoc(value) or ""
     made_by_us = "made by" in documented.split("\n\n")[0] or documented.startswith("What `")
     made_by_users = not (made_by_us or getattr(value, "_is_protocol", False) or issubclass(value, BaseException))
-    bases = [base.__name__ for base in value.__bases__ if base.__module__.startswith("durable_streams")]
+    ours = [base for base in value.__bases__ if base.__module__.startswith("durable_streams")]
+    private = [base for base in ours if "._" in base.__module__]  # what they have is shown as the class's own
+    bases = [base.__name__ for base in ours if base not in private]
     head = f"### {name}" + (f"\n\nA `{'`, `'.join(bases)}`." if bases else "")
     parts = [head]
     if made_by_users:
         parts.append(_signature(name, value))
     parts.append(_docstring(value))
-    for member, function in vars(value).items():
+    members = dict(vars(value))
+    for base in private:
+        members = members | {member: each for member, each in vars(base).items() if member not in members}
+    for member, function in members.items():
         if member.startswith("_") or member in {field.name for field in _fields(value)}:
             continue
         raw = inspect.unwrap(function.__func__ if isinstance(function, classmethod | staticmethod) else function)
