@@ -24,9 +24,9 @@ from urllib.parse import unquote
 
 import httptools
 
-from .connections import HEAD_BYTES, TOO_LONG, Refused, Seen
+from .connections import HEAD_BYTES, Refused, Seen, last_words
 from .requests import Call, Disconnected, Message, Scope, too_large
-from .responses import CONTENT_LENGTH, Headers, add_vary
+from .responses import CONTENT_LENGTH, Headers, Rejection, add_vary
 
 if TYPE_CHECKING:
     from .http import DurableStreamsApp
@@ -43,14 +43,12 @@ _COPIED = 16 * 1024
 _LARGE = 512 * 1024
 # A request whose length has more digits starts before its body is there.
 _SMALL_DIGITS = 4
+# So many requests may wait for their turn before no more are read. Reading on is how a client that leaves is noticed.
+_AHEAD = 8
 _NO_HEADERS: Headers = []
 _METHODS = {method.encode(): method for method in ("POST", "GET", "PUT", "HEAD", "DELETE", "OPTIONS")}
 
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
-_BAD_REQUEST = (
-    b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\ncache-control: no-store\r\n"
-    b"content-length: 31\r\nconnection: close\r\n\r\nInvalid HTTP request received.\n"
-)
 
 
 async def _receive_nothing() -> Message:
@@ -179,17 +177,37 @@ class Exchange(Call):
 
     # --- as the application's call
 
+    def read_headers(self) -> None:
+        """Collect the headers, see `Call`. HTTP/1.1 demands that one of them is `Host` (RFC 9112 3.2)."""
+        super().read_headers()
+        if b"host" not in self.headers and self.scope["http_version"] == "1.1":
+            raise Rejection(400, "a request needs a Host header")
+
+    def origin(self, public_url: str | None) -> str:
+        """Scheme, host and port by which the client reaches us, see `Call`."""
+        if not self.headers.get(b"host"):
+            self._connection.complete_scope(self.scope)
+        return super().origin(public_url)
+
     async def receive_message(self) -> Message:
         """The next message of ASGI."""
         return await self.receive()
 
     def on_disconnect(self, call: Callable[[], None]) -> bool:
         """Have something called when the client goes away, see `Call`."""
+        if self._connection.said_all:
+            self._connection.transport.close()  # nobody can tell who has said all from who is gone
+            self.disconnected = True
         if self.disconnected:
             call()
         else:
             self._on_disconnect = call
         return True
+
+    @property
+    def waits_for_news(self) -> bool:
+        """Whether it is to be told when the client goes away."""
+        return self._on_disconnect is not None
 
     async def read_body(self, limit: int) -> bytes:
         """Read the whole body, see `Call`."""
@@ -369,6 +387,7 @@ class Connection(asyncio.Protocol):
         seen: For `Watchman`.
         write_paused: Whether the client is slow to take what was sent.
         read_paused: Whether nothing is taken from the socket for now.
+        said_all: Whether the client has shut down its side: it sends nothing more, but may take answers.
     """
 
     __slots__ = (
@@ -389,6 +408,7 @@ class Connection(asyncio.Protocol):
         "loop",
         "read_paused",
         "received",
+        "said_all",
         "seen",
         "transport",
         "write_paused",
@@ -408,6 +428,7 @@ class Connection(asyncio.Protocol):
         self.seen: Seen | None = None
         self.write_paused: bool = False
         self.read_paused: bool = False
+        self.said_all: bool = False
         self._config = config
         self._state = server_state
         self._app_state = app_state
@@ -429,7 +450,7 @@ class Connection(asyncio.Protocol):
         config, connections = self._config, self._state.connections
         self.transport = transport
         if config.max_connections is not None and len(connections) >= config.max_connections:
-            transport.set_protocol(Refused(transport, config.refused))
+            transport.set_protocol(Refused(transport, self._last_words(503), config.refused))
         else:
             connections.add(self)
 
@@ -454,15 +475,23 @@ class Connection(asyncio.Protocol):
         self._parse(data)
         if self.received - self._useful > HEAD_BYTES and not self.transport.is_closing():
             if self.cycle is None or self.cycle.response_complete:
-                self.transport.write(TOO_LONG)
+                self.transport.write(self._last_words(431))
                 self.transport.close()
             else:
                 self.transport.abort()
         else:
             self._serve()
 
-    def eof_received(self) -> None:
-        """The client has said all; the transport closes."""
+    def eof_received(self) -> bool:
+        """The client has said all. What it has asked for as a whole is answered, unless that waits for news."""
+        cycle, incoming = self.cycle, self._incoming
+        if cycle is None or cycle.response_complete or cycle.more_body or cycle.waits_for_news:
+            return False  # the transport closes
+        if incoming is not None:
+            self._waiting.remove(incoming)
+            self._incoming = None
+        self.said_all = True
+        return True
 
     def pause_writing(self) -> None:
         """The client is slow."""
@@ -566,6 +595,10 @@ class Connection(asyncio.Protocol):
         else:
             parsed = httptools.parse_url(url)
             raw_path, query = parsed.path or b"", parsed.query or b""
+            if parsed.host:  # which counts instead of the header (RFC 9112 3.2.2)
+                host = b"[%b]" % parsed.host if b":" in parsed.host else parsed.host
+                host += b":%d" % parsed.port if parsed.port else b""
+                headers = [*(header for header in headers if header[0] != b"host"), (b"host", host)]
         scope = {
             "type": "http",
             "http_version": version,
@@ -582,7 +615,8 @@ class Connection(asyncio.Protocol):
             self.cycle = exchange
         else:
             self._waiting.append(exchange)
-            self.pause_reading()
+            if len(self._waiting) >= _AHEAD:
+                self.pause_reading()
 
     def on_body(self, body: bytes) -> None:
         """A piece of its body."""
@@ -611,11 +645,11 @@ class Connection(asyncio.Protocol):
             return
         exchange.begun = True
         if direct is None:
-            self._complete_scope(exchange.scope)
+            self.complete_scope(exchange.scope)
             self.spawn(exchange, self._config.loaded_app(exchange.scope, exchange.receive, exchange.send))
         elif exchange.more_body or not direct.serve_now(exchange):
             if direct.gate is not None:
-                self._complete_scope(exchange.scope)  # for whoever decides about access
+                self.complete_scope(exchange.scope)  # for whoever decides about access
             self.spawn(exchange, direct.serve(exchange))
 
     def spawn(self, exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
@@ -640,7 +674,7 @@ class Connection(asyncio.Protocol):
             exchange.keep_alive = False
             exchange.answer_now(500, [(b"content-type", b"text/plain; charset=utf-8")], b"internal error\n")
 
-    def _complete_scope(self, scope: Scope) -> None:
+    def complete_scope(self, scope: Scope) -> None:
         """Add what other applications expect of ASGI."""
         transport = self.transport
         scope["asgi"] = {"version": "3.0", "spec_version": "2.3"}
@@ -655,7 +689,7 @@ class Connection(asyncio.Protocol):
         self._state.total_requests += 1
         if self._large:
             self.buffer(0)
-        if not exchange.keep_alive:
+        if not exchange.keep_alive or (self.said_all and not self._waiting):
             self.transport.close()
         elif self._waiting:
             self.cycle = self._waiting.pop(0)
@@ -683,12 +717,16 @@ class Connection(asyncio.Protocol):
         self._waiting.clear()
         cycle = self.cycle
         if cycle is None or cycle.response_complete or (cycle.more_body and not cycle.started):
-            self.transport.write(_BAD_REQUEST)
+            self.transport.write(self._last_words(400))
             self.transport.close()
         elif cycle.more_body:
             self.transport.close()
         else:
             cycle.keep_alive = False
+
+    def _last_words(self, status: int) -> bytes:
+        direct = self._config.direct
+        return last_words(_STATUS[status], self.prefix(_NO_HEADERS if direct is None else direct.common), status)
 
     def prefix(self, common: Headers) -> bytes:
         """The lines at the beginning of every answer."""

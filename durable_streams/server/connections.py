@@ -31,16 +31,27 @@ HEAD_BYTES = 64 * 1024
 #: Seconds that a refused client gets to read why.
 PARTING_SECONDS = 1.0
 
-_REFUSAL = (
-    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\ncache-control: no-store\r\n"
-    b"retry-after: 1\r\ncontent-length: 46\r\nconnection: close\r\n\r\n"
-    b"the server has as many connections as it takes"
-)
-#: The answer to headers that are too long.
-TOO_LONG = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain; charset=utf-8\r\n"
-    b"cache-control: no-store\r\ncontent-length: 24\r\nconnection: close\r\n\r\nthe headers are too long"
-)
+_LAST_WORDS = {
+    400: b"this is no HTTP request that the server understands\n",
+    431: b"the headers are too long\n",
+    503: b"the server has as many connections as it takes\n",
+}
+
+
+def last_words(status_line: bytes, prefix: bytes, status: int) -> bytes:
+    """The answer to what never became a request.
+
+    Args:
+        status_line: Of the answer.
+        prefix: Lines of headers that every answer has.
+        status: 400, 431 or 503.
+    """
+    text = _LAST_WORDS[status]
+    retry = b"retry-after: 1\r\n" if status == 503 else b""
+    return (
+        b"%b%bcontent-type: text/plain; charset=utf-8\r\ncache-control: no-store\r\n%bcontent-length: %d\r\n"
+        b"connection: close\r\n\r\n%b"
+    ) % (status_line, prefix, retry, len(text), text)
 
 
 class Connection(Protocol):
@@ -137,14 +148,15 @@ class Refused(asyncio.Protocol):
 
     Args:
         transport: Of the connection.
+        words: The answer.
         refused: Where such connections are kept while they last.
     """
 
-    def __init__(self, transport: asyncio.Transport, refused: set[asyncio.Transport]) -> None:
+    def __init__(self, transport: asyncio.Transport, words: bytes, refused: set[asyncio.Transport]) -> None:
         self._transport = transport
         self._refused = refused
         refused.add(transport)
-        transport.write(_REFUSAL)
+        transport.write(words)
         if transport.can_write_eof():
             transport.write_eof()
         self._timer = asyncio.get_running_loop().call_later(PARTING_SECONDS, transport.abort)

@@ -73,7 +73,8 @@ async def _catch_up(app: DurableStreamsApp, call: Call, read: Read) -> None:
             send = partial(send_compressed, call, page, headers, json=read.json)
         else:
             send = partial(send_page, call, read, page, headers)
-        # Who leaves in the midst of many pieces is noticed; not of one, as it costs a task.
-        await (while_connected(call, send) if page.size > _WATCHED_BYTES else send())
+        # Who leaves in the midst of many pieces is noticed; not of one, as it costs a task. Our own runner tells each
+        # piece, and lets a client that has said all have its answer.
+        await (while_connected(call, send) if page.size > _WATCHED_BYTES and not call.can_push else send())
     finally:
         await page.aclose()

@@ -179,11 +179,13 @@ class Call:
         """See what the headers say of the body.
 
         Raises:
-            Rejection: if it is longer than `limit` bytes, or compressed.
+            Rejection: if it is longer than `limit` bytes, or coded: what is stored has to be what was meant.
         """
         coding = self.headers.get(b"content-encoding")
         if coding is not None and coding.strip().lower() not in (b"", b"identity"):
             raise Rejection(415, "compressed request bodies are not supported", close=True)
+        if self.headers.get(b"transfer-encoding", b"chunked").strip().lower() != b"chunked":
+            raise Rejection(501, "transfer codings other than chunked are not supported", close=True)
         length = self.content_length()
         if length is not None and length > limit:
             raise too_large(limit)

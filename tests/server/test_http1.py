@@ -298,6 +298,94 @@ def test_a_reader_that_leaves_is_noticed(server: Server, live: bytes) -> None:
     eventually(lambda: app.readers.open == 0 and app.in_progress == 0)
 
 
+@pytest.mark.parametrize("live", [b"long-poll", b"sse"])
+def test_a_reader_that_leaves_is_noticed_though_it_has_asked_for_more(server: Server, live: bytes) -> None:
+    assert isinstance(server.app, DurableStreamsApp)
+    readers = server.app.readers
+    exchange(server, PUT + GET)
+    with connect(server) as connection:
+        connection.sendall(b"GET /v1/stream/x?offset=now&live=%b HTTP/1.1\r\nhost: s\r\n\r\n" % live)
+        connection.sendall(3 * post(b"never") + GET)
+        eventually(lambda: readers.open == 1)
+
+    eventually(lambda: readers.open == 0)
+    assert exchange(server, GET).endswith(b"\r\n\r\n")
+
+
+def test_whoever_has_said_all_gets_the_answers(server: Server) -> None:
+    large = post(b"x" * 3_000_000)
+    with connect(server) as connection:
+        connection.sendall(PUT + large + post(b"end") + GET.replace(b"connection: close\r\n", b"") + b"GET /v1/st")
+        connection.shutdown(socket.SHUT_WR)
+        answers = rest(connection)
+
+    assert statuses(answers) == [201, 204, 204, 200]
+    assert answers.endswith(b"xxxend")
+
+
+@pytest.mark.parametrize("live", [b"long-poll", b"sse"])
+def test_whoever_has_said_all_and_waits_for_news_is_taken_for_gone(server: Server, live: bytes) -> None:
+    assert isinstance(server.app, DurableStreamsApp)
+    target = b"GET /v1/stream/x?offset=now&live=%b HTTP/1.1\r\nhost: s\r\n\r\n" % live
+    with connect(server) as connection:
+        connection.sendall(PUT + post(b"a") + target)
+        connection.shutdown(socket.SHUT_WR)
+        answers = rest(connection)
+
+    assert statuses(answers)[:2] == [201, 204]
+    assert 500 not in statuses(answers)
+    readers = server.app.readers
+    eventually(lambda: readers.open == 0)
+
+
+def test_whoever_has_said_all_in_the_middle_of_a_body_gets_nothing(server: Server) -> None:
+    with connect(server) as connection:
+        connection.sendall(post(b"abcdef")[:-1])
+        connection.shutdown(socket.SHUT_WR)
+
+        assert rest(connection) == b""
+
+
+def test_a_request_needs_a_host_except_in_http_1_0(server: Server) -> None:
+    without = PUT.replace(b"host: s\r\n", b"")
+
+    newer = exchange(server, without.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
+    older = exchange(server, without.replace(b"HTTP/1.1", b"HTTP/1.0"))
+
+    assert (statuses(newer), statuses(older)) == ([400], [201])
+    assert f"\r\nlocation: {server.url}/x\r\n".encode() in older
+
+
+@pytest.mark.parametrize("authority", [b"other", b"other:81", b"[::1]", b"[::1]:81"])
+def test_a_target_with_a_host_counts_more_than_the_header(server: Server, authority: bytes) -> None:
+    answers = exchange(server, PUT.replace(b" /v1", b" http://%b/v1" % authority) + GET)
+
+    assert b"\r\nlocation: http://%b/v1/stream/x\r\n" % authority in answers
+
+
+@pytest.mark.parametrize("coding", [b"gzip, chunked", b"x-other, chunked"])
+def test_a_body_in_another_transfer_coding_is_not_stored(server: Server, coding: bytes) -> None:
+    head = b"POST /v1/stream/x HTTP/1.1\r\nhost: s\r\ncontent-type: text/plain\r\ntransfer-encoding: %b\r\n\r\n"
+
+    answers = exchange(server, PUT, head % coding + b"3\r\nabc\r\n0\r\n\r\n")
+
+    assert statuses(answers) == [201, 501]
+    assert exchange(server, GET).endswith(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "nonsense", [[b"FOO / HTTP/1.1\r\n\r\n"], [b"GET / HTTP/1.1\r\nx: " + b"y" * 65_000, b"y" * 600]]
+)
+def test_what_never_becomes_a_request_is_answered_with_the_common_headers(
+    server: Server, nonsense: list[bytes]
+) -> None:
+    answers = exchange(server, *nonsense)
+
+    assert statuses(answers) in ([400], [431])
+    assert b"\r\nx-content-type-options: nosniff\r\n" in answers
+    assert b"\r\naccess-control-allow-origin: *\r\n" in answers
+
+
 def test_an_early_request_of_a_producer_waits_for_the_one_before_it(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
