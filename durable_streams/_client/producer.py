@@ -69,7 +69,7 @@ class IdempotentProducer:
         max_batch_bytes: Largest body in bytes; None means that of `batching` (1 MiB).
         max_batch_items: Most messages in a batch; None means that of `batching` (no limit).
         linger: Seconds that a batch waits for more messages; None means that of `batching` (0.005).
-        max_in_flight: Requests under way at a time; None means that of `batching` (5).
+        max_in_flight: Most requests under way at a time; None means that of `batching` (5).
         max_buffered_bytes: Most payload kept, in flight included, in bytes. Beyond it `append` waits.
         max_buffered_messages: Most messages kept; None for no limit.
         content_type: The stream's; None means the handle's. If that is not known it is asked for on entering.

@@ -19,7 +19,8 @@ class Batching:
         max_batch_bytes: Largest body, framing included, in bytes. A larger message goes alone.
         max_batch_items: Most messages in a batch; None for no limit.
         linger: Seconds that a batch waits for more messages; 0 sends as soon as the event loop is free.
-        max_in_flight: Requests under way at a time. With 1 they arrive in the order they were sent.
+        max_in_flight: Most requests under way at a time. With 1 they arrive in the order they were sent. With more they
+            may overtake each other; then fewer are under way for a while.
     """
 
     max_batch_bytes: int = 1 << 20

@@ -9,7 +9,8 @@ Numbers are given at dispatch, in order, so that a batch that waits reserves non
 
 Up to `max_in_flight` batches are dispatched and unresolved at a time. Their answers come in any order, and a later
 batch may overtake an earlier one on its way. The server then refuses it (a *gap*), and it is sent again as soon as the
-ones before it are resolved: an ordinary event, no failure.
+ones before it are resolved: an ordinary event, no failure. It narrows the window of batches under way for a while, see
+`window`.
 
 An acknowledgement confirms everything that was sent before it in the same epoch, since the server accepts no gap: a
 batch whose own answer was lost needs no further try then.
@@ -74,6 +75,7 @@ from .producer_values import (
     StreamEnded,
     Wait,
 )
+from .window import Window
 
 #: Claims in a row, without an acknowledgement between them, before two live writers are assumed to be duelling.
 MAX_CLAIMS = 5
@@ -128,6 +130,7 @@ class ProducerSession:
         self._claims_in_row = 0
         self._claim_due = 0.0
         self._in_flight = 0
+        self._window = Window(options.max_in_flight)
         self._saturated = False
         self._flush_to = 0
         self._pause_after = math.inf
@@ -187,7 +190,7 @@ class ProducerSession:
         self.batcher.needs_poll = False
         if self.state in (State.FAILED, State.ABORTED, State.CLOSED):
             return Wait(None) if self._in_flight else Done()
-        limit = 1 if self._gate or self._claiming is not None else self.options.max_in_flight
+        limit = 1 if self._gate or self._claiming is not None else self._window.size
         if self._in_flight >= limit or self._claiming is not None:
             return Wait(None)
         until = math.inf
@@ -270,7 +273,7 @@ class ProducerSession:
             batch.first_sent = now
         batch.in_flight = True
         self._in_flight += 1
-        if self._in_flight >= self.options.max_in_flight:
+        if self._in_flight >= self._window.size:
             self._saturated = True
 
     # -- What happened -------------------------------------------------------------------------------------
@@ -355,6 +358,7 @@ class ProducerSession:
         if offset is not None and send.stamp > self._offset_of:
             self._offset_of, self.last_offset = send.stamp, offset
         self._claims_in_row = 0
+        self._window.on_acknowledged()
         if epoch == self.epoch:
             self._gate = False
         if batch is self._closing:
@@ -434,11 +438,10 @@ class ProducerSession:
         """Renumber under a new epoch, once all answers that were under way are back."""
         if self._claiming is None or self._in_flight:
             return []
-        old, self.epoch = self.epoch, self._claiming + 1
+        old = self.epoch
+        self._begin_epoch(self._claiming + 1)
         self._claiming = None
         self.claims += 1
-        self.next_seq = 0
-        self._gate = True
         due = max(now, self._claim_due)
         parked = list(self._unresolved.values())
         for batch in parked:
@@ -450,6 +453,11 @@ class ProducerSession:
             batch.ambiguous_before = batch.ambiguous_before or batch.ambiguous
             batch.ambiguous = False  # Nothing of the new epoch has been sent yet.
         return [Claimed(old, self.epoch, len(parked))]
+
+    def _begin_epoch(self, epoch: int) -> None:
+        self.epoch, self.next_seq = epoch, 0
+        self._gate = True
+        self._window.reset()
 
     def _overtaken(self, send: Send, error: SequenceGapError) -> list[Outcome]:
         """A batch met a gap.
@@ -464,6 +472,7 @@ class ProducerSession:
             if batch.gaps > 1:
                 return self._fail(batch, error)
         self.gap_retries += 1
+        self._window.on_gap()
         return []
 
     # -- Failing -------------------------------------------------------------------------------------------
@@ -582,9 +591,8 @@ class ProducerSession:
             raise OverflowError(f"epoch {epoch - 1} is the highest that the protocol knows")
         undelivered, self._undelivered = self._undelivered, deque()
         self.state, self.failure = State.OPEN, None
-        self.epoch, self.next_seq = epoch, 0
+        self._begin_epoch(epoch)
         self._close_tried = None
-        self._gate = True
         self._claims_in_row = 0
         self.batcher.refuse(None)
         self.resume()

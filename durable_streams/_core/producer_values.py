@@ -40,7 +40,7 @@ class ProducerOptions:
         max_batch_bytes: Largest body, in bytes.
         max_batch_items: Most messages in a batch, or None.
         linger: Seconds that an open batch waits for more messages.
-        max_in_flight: Batches dispatched and unresolved at a time.
+        max_in_flight: Most batches dispatched and unresolved at a time.
         max_buffered_bytes: Most payload kept, in flight included.
         max_buffered_messages: Most messages kept, or None.
         retry: Pauses between tries; its `max_elapsed` is not used.

@@ -114,10 +114,46 @@ def test_a_number_that_is_acknowledged_is_not_waited_for() -> None:
         requests += 1
         assert requests < 5
         b.gap(send, 2)
+        if requests == 1:
+            assert b.sends() == [], "after a gap one at a time"
+            b.break_off(sends[1])
         if b.session.failure is None:
             send = b.send()
 
     assert isinstance(b.session.failure, SequenceGapError)
+
+
+def test_a_gap_narrows_the_window_and_acknowledgements_widen_it_again() -> None:
+    b = bench(max_in_flight=3)
+    b.add(*numbered(39))
+    first, *others = b.sends()
+    for other in others:
+        b.gap(other, 0)
+    assert b.sends() == []
+    b.reply(first)
+
+    sent = []
+    while sends := b.sends():
+        sent.append(seqs(sends))
+        for send in sends:
+            b.reply(send)
+
+    assert sent[:3] == [[1], [2, 3], [4, 5]], "the first one counts too: two windows of one, two of two, then all"
+    assert set(map(len, sent[3:])) == {3}
+    assert [seq for together in sent for seq in together] == list(range(1, 39))
+
+
+def test_a_new_epoch_begins_with_the_whole_window() -> None:
+    b = bench(max_in_flight=3)
+    b.add(*numbered(9))
+    first, *others = b.sends()
+    for other in others:
+        b.gap(other, 0)
+    b.recover(b.reply(first, 413), retry=False)
+    b.session.restart(resend=True)
+    b.reply(b.send())
+
+    assert seqs(b.sends()) == [1, 2, 3]
 
 
 def test_an_expected_number_at_or_above_ours_is_a_confusion() -> None:
