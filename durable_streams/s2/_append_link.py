@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import anyio
 
+from .._core.text import preview
 from .._transport.base import Timeouts
 from ._append_core import Entry
 from ._context import StreamContext
@@ -18,7 +19,7 @@ from ._frames import Frame, FrameDecoder, Terminal
 from ._proto import decode_append_ack, encode_append_input
 from ._unary import PROTOBUF, Call, attempt
 from ._values import AppendAck, AppendInput
-from .errors import S2Error, S2ProtocolError, S2ServerError, error_from_reply
+from .errors import S2Error, S2ProtocolError, S2ServerError
 
 #: Most bytes of an error's body that are read.
 MAX_ERROR_BODY = 64 * 1024
@@ -126,7 +127,15 @@ async def error_of(context: StreamContext, duplex: Duplex, status: int, headers:
             body += data
     except S2Error:
         pass
-    return error_from_reply(status, headers, context.redact(bytes(body[:MAX_ERROR_BODY])))
+    return context.error(status, headers, bytes(body[:MAX_ERROR_BODY]))
+
+
+def check_session_type(headers: Mapping[str, str]) -> None:
+    """Refuse a success that does not speak s2s: a proxy's page, say."""
+    media_type = headers.get("content-type", _S2S).partition(";")[0].strip().lower()
+    if media_type != _S2S:
+        found = preview(media_type.encode())
+        raise S2ProtocolError(f"the answer is {found!r} instead of {_S2S}: is that S2, or a proxy?", status=200)
 
 
 async def append_once(context: StreamContext, batch: AppendInput, *, stream_config: str | None = None) -> AppendAck:
@@ -210,6 +219,7 @@ class S2SAppendLink:
             if status != 200:
                 self._ended = True
                 return [await error_of(self._context, duplex, status, headers)]
+            check_session_type(headers)
         if self._ended:
             return None
         if self._error is not None:
@@ -227,7 +237,7 @@ class S2SAppendLink:
                     case Frame(payload, reconnect):
                         arrivals.append((decode_append_ack(payload), reconnect))
                     case Terminal(status, body):
-                        arrivals.append(error_from_reply(status, {}, self._context.redact(body)))
+                        arrivals.append(self._context.error(status, {}, body))
         except S2ProtocolError as error:
             if not arrivals:
                 raise

@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import random
 import ssl
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -31,7 +32,7 @@ from ..errors import InvalidArgumentError
 from . import _names
 from ._endpoints import Endpoints
 from ._retry import S2Retry
-from .errors import S2SessionClosedError
+from .errors import S2ServerError, S2SessionClosedError, error_from_reply
 
 if TYPE_CHECKING:
     from ._h2.pool import H2Pool
@@ -48,6 +49,8 @@ Encoding = Literal["protobuf", "base64", "raw"]
 
 #: Seconds that leaving a client may take over open connections.
 _CLOSE_GRACE = 2.0
+#: Tokens that are looked for in what a server says.
+_KEPT_TOKENS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,8 @@ class Service:
         self._ssl_context = ssl_context
         self._transport = transport
         self._owns_transport = transport is None
-        self._last_token = access_token if isinstance(access_token, str) else ""
+        # The last ones of a function that makes them: an answer may be that to a request of some time ago.
+        self._tokens: deque[str] = deque([access_token] if isinstance(access_token, str) else [], maxlen=_KEPT_TOKENS)
         self._task_group: Any = None
         self._owned_group: anyio.abc.TaskGroup | None = None
         self._pool: H2Pool | None = None
@@ -218,15 +222,23 @@ class Service:
             made: Any = token()
             if inspect.isawaitable(made):
                 made = await made
-            token = self._last_token = _names.access_token(made)
+            token = _names.access_token(made)
+            if token not in self._tokens:
+                self._tokens.append(token)
         return {"authorization": f"Bearer {token}", "user-agent": user_agent()}
 
     def redact(self, data: bytes, *secrets: str) -> bytes:
-        """A server's words without our secrets, should it or a proxy have echoed them."""
-        for secret in (self._last_token, *secrets):
+        """A server's words without our secrets, should it or a proxy have echoed them, in a URL or in JSON as well."""
+        for secret in (*self._tokens, *secrets):
             if len(secret) >= 8:  # shorter ones are placeholders, and would mangle innocent words
-                data = data.replace(secret.encode(), b"***")
+                for form in (secret, secret.replace("/", "\\/"), quote(secret, safe="")):
+                    data = data.replace(form.encode(), b"***")
         return data
+
+    def error(self, status: int, headers: Mapping[str, str], body: bytes, *secrets: str) -> S2ServerError:
+        """The error that an answer stands for, without our secrets in its words and headers."""
+        shown = {name: self.redact(value.encode(), *secrets).decode() for name, value in headers.items()}
+        return error_from_reply(status, shown, self.redact(body, *secrets))
 
 
 class StreamContext:
@@ -316,6 +328,10 @@ class StreamContext:
     def redact(self, data: bytes) -> bytes:
         """See `Service.redact`; the encryption key as well."""
         return self.service.redact(data, self._encryption_key or "")
+
+    def error(self, status: int, headers: Mapping[str, str], body: bytes) -> S2ServerError:
+        """See `Service.error`; the encryption key as well."""
+        return self.service.error(status, headers, body, self._encryption_key or "")
 
 
 @cache

@@ -17,7 +17,7 @@ from .._core.sse import Event, SSEParser
 from .._transport.base import Exchange, Timeouts
 from ..errors import AlreadyClosedError, NetworkError, ParseError
 from . import _coding
-from ._append_link import MAX_ERROR_BODY, Duplex, error_of, session_headers
+from ._append_link import MAX_ERROR_BODY, Duplex, check_session_type, error_of, session_headers
 from ._context import StreamContext
 from ._frames import Frame, FrameDecoder, Terminal
 from ._json_records import decode_ping, decode_read_batch
@@ -127,6 +127,7 @@ class S2SReadLink:
         status, answer = await duplex.head()
         if status != 200:
             raise await error_of(context, duplex, status, answer)
+        check_session_type(answer)
 
     async def receive(self) -> Arrival | None:
         """The next batch.
@@ -146,7 +147,7 @@ class S2SReadLink:
             self._frames.extend(self._decoder.feed(data))
         frame = self._frames.popleft()
         if isinstance(frame, Terminal):
-            raise error_from_reply(frame.status, {}, self._context.redact(frame.body))
+            raise self._context.error(frame.status, {}, frame.body)
         return decode_proto_batch(frame.payload), frame.reconnect
 
     def retire(self) -> None:
@@ -215,7 +216,7 @@ class SSEReadLink:
             plain = _coding.decode(bytes(body), coding, limit=MAX_ERROR_BODY)
         except (NetworkError, ParseError, S2ProtocolError, S2ConnectionError):
             plain = b""  # The status still tells what happened.
-        return error_from_reply(exchange.status, exchange.headers, self._context.redact(plain))
+        return self._context.error(exchange.status, exchange.headers, plain)
 
     async def receive(self) -> Arrival | None:
         """The next batch.

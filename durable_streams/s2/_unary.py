@@ -34,7 +34,6 @@ from .errors import (
     S2SessionClosedError,
     S2TimeoutError,
     connection_error,
-    error_from_reply,
 )
 
 T = TypeVar("T")
@@ -260,10 +259,21 @@ def _judge(call: Call, service: Service, status: int, headers: Mapping[str, str]
             _raise_unreadable(error, status)
         data = b""  # the status still tells what happened
     if not failed:
+        _check_type(call, status, headers.get("content-type", ""))
         return Reply(status, headers, data, effect=not call.reads)
-    redact = service.redact if call.context is None else call.context.redact
-    shown = {name: redact(value.encode()).decode() for name, value in headers.items()}
-    raise error_from_reply(status, shown, redact(data))
+    raise (call.context or service).error(status, headers, data)
+
+
+def _check_type(call: Call, status: int, content_type: str) -> None:
+    """Refuse what is not of the wanted type: an empty page of a proxy would pass for an empty batch of records."""
+    media_type = content_type.partition(";")[0].strip().lower().replace("x-protobuf", "protobuf")
+    if call.accept is not None and media_type and media_type != call.accept:
+        found = preview(content_type.encode())
+        raise S2ProtocolError(
+            f"the answer is {found!r} instead of {call.accept}: is that S2, or a proxy?",
+            status=status,
+            definite=call.reads,
+        )
 
 
 def _raise_unreadable(error: ParseError | NetworkError | S2ProtocolError, status: int) -> NoReturn:

@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 import anyio
 import pytest
@@ -431,6 +432,26 @@ async def test_a_bomb_is_an_error(coding: str, monkeypatch: pytest.MonkeyPatch) 
             await stream.check_tail()
 
 
+@pytest.mark.parametrize("encoding", ["protobuf", "base64"])
+async def test_an_answer_of_another_type_is_an_error_and_no_empty_page(encoding: Any) -> None:
+    page = Reply(headers={"content-type": "text/html; charset=utf-8"})
+    async with serving(page, page) as (_, client, _):
+        stream = client.basin("my-basin-01").stream("s", encoding=encoding)
+        with pytest.raises(S2ProtocolError, match="is 'text/html; charset=utf-8' instead of application") as read:
+            await stream.read()
+        with pytest.raises(S2ProtocolError, match="is that S2, or a proxy") as append:
+            await stream.append("x")
+
+    assert (read.value.definite, append.value.definite) == (True, False)
+    assert (read.value.retryable, append.value.status) == (False, 200)
+
+
+@pytest.mark.parametrize("type_", ["application/x-protobuf", "Application/Protobuf; v=1", ""])
+async def test_the_type_of_an_answer_has_other_spellings(type_: str) -> None:
+    async with serving(Reply(headers={"content-type": type_}, body=ACK.body)) as (_, _, stream):
+        assert (await stream.append("x")).count == 1
+
+
 async def test_an_answer_without_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("durable_streams.s2._unary.MAX_REPLY_BYTES", 1 << 16)
     async with serving(Reply(body=bytes(1 << 18))) as (_, _, stream):
@@ -496,6 +517,30 @@ async def test_secrets_are_in_no_error_log_or_repr(caplog: pytest.LogCaptureFixt
         assert not any(secret in text for secret in secrets), text
     assert "***" in str(caught.value)
     assert "retrying" in caplog.text
+
+
+async def test_secrets_are_found_in_urls_in_json_and_when_the_token_has_changed() -> None:
+    key = b"\xff" * 32  # its base64 is full of slashes
+    tokens = iter(["first/token+1", "second/token+2"])
+    async with ScriptedServer() as server:
+        client = S2(lambda: next(tokens), endpoints=server.url, retry=QUICK)
+        stream = client.basin("my-basin-01").stream("s", encryption_key=key)
+
+        async def echo(request: Any) -> Reply:
+            sent = request.headers["s2-encryption-key"]
+            words = f"first/token+1 {sent.replace('/', chr(92) + '/')} {quote(sent, safe='')} first%2Ftoken%2B1"
+            return Reply(
+                400, {"location": "/?token=first%2Ftoken%2B1"}, b'{"code":"x","message":"%s"}' % words.encode()
+            )
+
+        server._handler = echo
+        for _ in range(2):
+            with pytest.raises(S2ServerError) as caught:
+                await stream.append("x")
+            assert str(caught.value) == "HTTP 400 x: *** *** *** ***"
+            assert caught.value.headers is not None
+            assert caught.value.headers["location"] == "/?token=***"
+        await client.aclose()
 
 
 async def test_a_closed_client_says_so() -> None:

@@ -288,6 +288,28 @@ async def test_an_answer_that_is_no_success_ends_the_session(status: int, code: 
     assert (caught.value.status, caught.value.code, len(world.connections)) == (status, code, 1)
 
 
+async def test_a_success_that_is_no_session_ends_it() -> None:
+    world = World(Plan(headers={"content-type": "text/html"}))
+
+    with pytest.raises(S2ProtocolError, match="the answer is 'text/html' instead of s2s/proto"):
+        async with AppendSession(world.context()) as session:
+            await session.submit(one("a"))
+
+    assert len(world.connections) == 1
+
+
+async def test_what_a_server_echoes_in_headers_is_not_shown() -> None:
+    key = "k" * 43 + "="
+    plan = Plan(status=(400, {"code": "bad_header", "message": f"what is {key}"}), headers={"x-echo": f"key={key}"})
+    world = World(plan)
+
+    with pytest.raises(S2ServerError, match=r"what is \*\*\*") as caught:
+        async with AppendSession(world.context(encryption_key=key)) as session:
+            await session.submit(one("a"))
+
+    assert caught.value.headers == {"x-echo": "key=***"}
+
+
 async def test_a_transaction_conflict_is_repeated() -> None:
     world = World(Plan(status=(409, {"code": "transaction_conflict", "message": "again"})))
 

@@ -341,6 +341,16 @@ async def test_a_terminal_error_of_the_server_is_raised_after_what_came_before()
         await anext(session)
 
 
+async def test_a_success_that_is_no_session_is_an_error() -> None:
+    world = World(Plan(headers={"content-type": "text/html"}))
+
+    with pytest.raises(S2ProtocolError, match="the answer is 'text/html' instead of s2s/proto"):
+        async with reading(world) as session:
+            await anext(session)
+
+    assert len(world.connections) == 1
+
+
 @pytest.mark.parametrize(
     "raw", [b"\x00\x00\x00", b"\xff\xff\xff\x00", b"\x00\x00\x04\x00\x0a\x7f\x01", b"\x00\x00\x02\x60\x00"]
 )

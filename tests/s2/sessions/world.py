@@ -186,7 +186,7 @@ class FakeDuplex:
             self._put(json.dumps(refusal[1]).encode())
             self._put(b"")
             return refusal[0], {}
-        return 200, {"content-type": "s2s/proto"}
+        return 200, self.plan.headers or {"content-type": "s2s/proto"}
 
     def _put(self, item: bytes | Exception) -> None:
         self._out.append(item)
