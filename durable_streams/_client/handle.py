@@ -621,6 +621,7 @@ class DurableStream:
         sse_resilience: SSEResilience | None = None,
         max_page_bytes: int | None = MAX_PAGE_BYTES,
         max_response_bytes: int | None = None,
+        if_none_match: str | None = None,
     ) -> StreamSession:
         """Open a read session on this stream. Arguments and errors as in `durable_streams.stream`.
 
@@ -634,6 +635,7 @@ class DurableStream:
             cursor=cursor,
             max_page_bytes=max_page_bytes,
             max_response_bytes=max_response_bytes,
+            if_none_match=if_none_match,
             backoff_options=backoff_options or self._backoff,
             sse_resilience=sse_resilience,
         )

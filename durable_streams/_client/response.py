@@ -564,7 +564,7 @@ class StreamResponse:
         self._consumer = method
 
     def _require_json(self, method: str) -> None:
-        if not self._session.json:
+        if not self._session.json and not (self.status == 304 and self.content_type is None):
             raise DurableStreamError(
                 f"{method}() needs a JSON stream, but the content type of {self.url} is {self.content_type!r}; "
                 "use iter_bytes() or iter_text(), or json=True if the content type is wrong",

@@ -74,6 +74,7 @@ def read_options(
     cursor: str | None,
     max_page_bytes: int | None,
     max_response_bytes: int | None,
+    if_none_match: str | None,
     backoff_options: BackoffOptions | None,
     sse_resilience: SSEResilience | None,
 ) -> ReadOptions:
@@ -83,6 +84,8 @@ def read_options(
     for name, value in (("max_page_bytes", max_page_bytes), ("max_response_bytes", max_response_bytes)):
         if value is not None:
             validate.integer(name, value, minimum=1)
+    if if_none_match is not None:
+        validate.entity_tag("if_none_match", if_none_match)
     if backoff_options is not None and not isinstance(backoff_options, BackoffOptions):
         raise TypeError(f"backoff_options must be BackoffOptions, got {type(backoff_options).__name__}")
     if sse_resilience is not None and not isinstance(sse_resilience, SSEResilience):
@@ -96,6 +99,7 @@ def read_options(
         max_response_bytes=max_response_bytes,
         backoff=backoff_options or BackoffOptions(),
         sse=sse_resilience or SSEResilience(),
+        if_none_match=if_none_match,
     )
 
 
@@ -113,6 +117,7 @@ def stream(
     sse_resilience: SSEResilience | None = None,
     max_page_bytes: int | None = MAX_PAGE_BYTES,
     max_response_bytes: int | None = None,
+    if_none_match: str | None = None,
     transport: Transport | None = None,
     rng: random.Random | None = None,
 ) -> StreamSession:
@@ -140,6 +145,10 @@ def stream(
         max_page_bytes: Preferred size of one answer, in bytes; None leaves it to the server. Servers may ignore it
             and send the whole stream at once: then only `max_response_bytes` bounds memory.
         max_response_bytes: Largest decoded answer (SSE: event) to accept, in bytes; None for no limit.
+        if_none_match: `StreamResponse.etag` of an earlier session with the same offset: if nothing has changed since,
+            the server answers 304 without the data, and the session is up to date with no items (`status` is 304).
+            Sent with the first request only, and not with "now". A 304 may lack the content type: the JSON methods
+            then take it for a JSON stream.
         transport: Sends the requests; it is shared and not closed. None opens one for this session.
         rng: Source of jitter; None makes a new one.
 
@@ -161,6 +170,7 @@ def stream(
         cursor=cursor,
         max_page_bytes=max_page_bytes,
         max_response_bytes=max_response_bytes,
+        if_none_match=if_none_match,
         backoff_options=backoff_options,
         sse_resilience=sse_resilience,
     )

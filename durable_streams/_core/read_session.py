@@ -159,6 +159,7 @@ class ReadOptions:
         backoff: Retry policy.
         sse: When to give up SSE.
         live_default: What `live=True` means for JSON streams.
+        if_none_match: Entity tag of an earlier first answer from `start`, sent with the first request; or None.
     """
 
     url: str
@@ -170,6 +171,7 @@ class ReadOptions:
     backoff: BackoffOptions = field(default_factory=BackoffOptions)
     sse: SSEResilience = field(default_factory=SSEResilience)
     live_default: str = wire.SSE
+    if_none_match: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +227,7 @@ class ReadSession:
         self._command: Fetch | Receive | Sleep | Ask | End | None = None  # None: the next request is due
         self._slept: Sleep | None = None
         self._established = False
+        self._content_type: str | None = None
         self._asked = 0
         self._sent_at = 0.0
         # The open answer.
@@ -263,8 +266,8 @@ class ReadSession:
 
     @property
     def content_type(self) -> str | None:
-        """Content type of the first answer, if it has come."""
-        return self.head.headers.get(wire.CONTENT_TYPE) if self.head else None
+        """Content type of the first answer, if it has come; of the one after, if that was a 304 without one."""
+        return self._content_type
 
     @property
     def json(self) -> bool:
@@ -283,8 +286,16 @@ class ReadSession:
             headers = {"accept-encoding": "identity", "accept": wire.EVENT_STREAM}
         elif self.options.max_page_bytes is not None:
             headers["prefer"] = f"max-page-bytes={self.options.max_page_bytes}"
+        if self._conditional:
+            assert self.options.if_none_match is not None
+            headers["if-none-match"] = self.options.if_none_match
         kind = _KINDS[live] if live is not None else Kind.CATCH_UP
         return Request("GET", kind, params, headers)
+
+    @property
+    def _conditional(self) -> bool:
+        """Whether the present request is for data unlike what the user has (client 7.7): the first one alone."""
+        return self.phase is Phase.START and self.options.if_none_match is not None and self._offset != wire.NOW
 
     # -- What the driver reports ---------------------------------------------------------------------------
 
@@ -296,8 +307,11 @@ class ReadSession:
             self._on_sse_head(head, now)
             return
         self._command = Receive()
-        if self.phase is Phase.START and head.status in (200, 204):
+        if self.head is not None and self.head.status == 304 and head.status == 200:
+            self._content_type = self._content_type or head.headers.get(wire.CONTENT_TYPE)
+        if self.phase is Phase.START and (head.status in (200, 204) or (head.status == 304 and self._conditional)):
             self.head = head
+            self._content_type = head.headers.get(wire.CONTENT_TYPE)
             if self._offset == wire.NOW and (tail := head.headers.get(wire.NEXT_OFFSET)):
                 self._offset = tail  # Never ask for `now` again: what is written meanwhile would be lost.
                 self.delivered = replace(self.delivered, offset=tail)
@@ -324,7 +338,7 @@ class ReadSession:
         self._answer, self._body = None, []
         if head.status == 200 and self.phase is Phase.SSE:
             self._on_connection_ended(now, draw)
-        elif head.status in (200, 204) or (head.status == 304 and self.phase is Phase.LONG_POLL):
+        elif head.status in (200, 204) or (head.status == 304 and (self.phase is Phase.LONG_POLL or self._conditional)):
             self._on_page(head, body if head.status == 200 else [], now, draw)
         else:
             error = status_error(Subject("read", self.options.url), head, b"".join(body)[:MAX_ERROR_BODY])
@@ -396,8 +410,10 @@ class ReadSession:
         after = headers.get(wire.NEXT_OFFSET) or before
         empty = not body or (self.json and json_mode.is_empty(body[0]))
         closed = wire.is_true(headers.get(wire.CLOSED))
-        # 204 and 304 say by themselves that there is nothing more at the moment.
-        up_to_date = closed or head.status != 200 or wire.is_flag(headers.get(wire.UP_TO_DATE))
+        # 204 and 304 say by themselves that there is nothing more at the moment; but a 304 about a page that the user
+        # has already may be followed by others.
+        passed = self._conditional and head.status == 304 and after != before
+        up_to_date = closed or (head.status != 200 and not passed) or wire.is_flag(headers.get(wire.UP_TO_DATE))
         stale = before not in (wire.START, wire.NOW) and after < before
         self._succeeded()
         if stale:

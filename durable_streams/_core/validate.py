@@ -100,6 +100,15 @@ def seq(value: Any) -> str | None:
     return wire.check_header(wire.SEQ, value)[1]
 
 
+def entity_tag(name: str, value: Any) -> str:
+    """An entity tag as a server gave it, quotes included."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str or None, got {type(value).__name__}")
+    if not value.strip():
+        raise InvalidArgumentError(f"{name} must not be empty: leave it out to read in any case")
+    return wire.check_header(name.replace("_", "-"), value)[1]
+
+
 def body(value: Any, *, name: str = "body") -> bytes:
     """Payload as bytes: a str is encoded as UTF-8, bytes-like objects are copied only if they are not bytes.
 

@@ -124,6 +124,20 @@ def test_a_handle_s_session_takes_every_option_of_stream() -> None:
     }
 
 
+async def test_a_conditional_read_of_what_is_unchanged_has_no_items() -> None:
+    async with ScriptedServer() as server:
+        for _ in range(2):
+            server.replies(Reply(status=304, headers={"etag": '"e"'}))
+        async with stream(server.url + "/s", live=False, if_none_match='"e"') as response:
+            assert (response.status, response.etag) == (304, '"e"')
+            assert await response.json() == []
+            assert (response.checkpoint.offset, response.up_to_date) == ("-1", True)
+        async with stream(server.url + "/s", live=False, if_none_match='"e"') as response:
+            assert await response.read() == b""
+
+    assert [request.headers["if-none-match"] for request in server.requests] == ['"e"', '"e"']
+
+
 async def test_sse_requests_accept_events_only_and_no_compression() -> None:
     async with ScriptedServer() as server:
         server.replies(tail(b"[]", "1", content_type=JSON), events(control("1", streamClosed=True)))

@@ -119,6 +119,14 @@ def test_sizes_are_positive_integers(name: str) -> None:
             mistyped(way, name, repr(wrong))
 
 
+def test_an_entity_tag_is_a_str_that_can_be_sent() -> None:
+    for value in ("", " ", '"a\r\nb"'):
+        for way in both(if_none_match=value):
+            refused(way, "if_none_match" if not value.strip() else "if-none-match")
+    for way in both(if_none_match=b'"e"'):
+        mistyped(way, "if_none_match", "bytes")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -430,6 +430,55 @@ def test_a_304_that_nobody_asked_for_is_an_error_in_catch_up() -> None:
     assert error.status == 304
 
 
+def test_a_conditional_read_that_finds_nothing_new_is_up_to_date_and_keeps_its_offset() -> None:
+    run = Run.of(live=False, offset="3", if_none_match='"e"')
+    request = run.answer(304, {"etag": '"e"'})
+
+    assert request.headers["if-none-match"] == '"e"'
+    assert run.take() == Page((), Checkpoint("3", None, True), "3")
+    assert run.command() == End()
+
+
+def test_only_the_first_request_is_conditional() -> None:
+    run = Run.of(live="long-poll", if_none_match='"e"')
+    run.answer(200, BYTES | flags("1"), b"a")
+    run.take()
+    run.answer(200, BYTES | flags("2", up_to_date=True), b"b")
+    run.take()
+    run.fetch()
+
+    assert ["if-none-match" in request.headers for request in run.requests] == [True, False, False]
+
+
+def test_a_read_from_now_is_never_conditional() -> None:
+    assert "if-none-match" not in Run.of(offset="now", if_none_match='"e"').fetch().headers
+
+
+def test_a_retried_conditional_read_stays_conditional() -> None:
+    run = Run.of(live=False, if_none_match='"e"')
+    run.fail()
+
+    assert run.fetch().headers["if-none-match"] == '"e"'
+
+
+def test_a_304_about_a_page_in_the_middle_goes_on_behind_it() -> None:
+    run = Run.of(live=False, if_none_match='"e"')
+    run.answer(304, flags("4", cursor="c"))
+    assert run.take() == Page((), Checkpoint("4", "c", False), "-1")
+
+    assert run.fetch().params == {"offset": "4", "cursor": "c"}
+
+
+def test_a_conditional_read_goes_on_live_and_learns_the_content_type_there() -> None:
+    run = Run.of(live=True, offset="3", if_none_match='"e"')
+    run.answer(304, {})
+    run.take()
+    assert not run.session.json
+
+    assert run.answer(200, JSON | flags("4", up_to_date=True), b"[1]").params["live"] == "long-poll"
+    assert (run.session.json, run.take().data) == (True, (b"[1]",))
+
+
 # -- Fruitless answers -------------------------------------------------------------------------------------
 
 

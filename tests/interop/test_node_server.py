@@ -368,3 +368,16 @@ async def test_a_free_session_follows_with_headers_and_params(node_server: str, 
         assert [item async for item in response] == [1]
 
     assert calls == response.statistics().requests
+
+
+async def test_a_conditional_read_is_answered_without_data_until_something_changes(handle: DurableStream) -> None:
+    await handle.create(content_type="application/json")
+    await handle.append_json(1)
+    async with handle.stream(live=False) as response:
+        etag = response.etag
+        assert await response.json() == [1]
+    async with handle.stream(live=False, if_none_match=etag) as response:
+        assert (response.status, await response.json()) == (304, [])
+    await handle.close_stream()
+    async with handle.stream(live=False, if_none_match=etag) as response:
+        assert (response.status, await response.json()) == (200, [1])
