@@ -27,7 +27,7 @@ from .metrics import Metrics
 from .requests import Call, Disconnected, Receive, Scope, Send, quote_mount, raw_path
 from .responses import METHODS, Headers, Rejection
 from .sse import StreamEvents
-from .stores.abilities import PromptStore
+from .stores.abilities import PromptStore, prompt_store
 from .stores.base import Store, StreamRef
 from .stores.memory import MemoryStore
 from .subscriptions.routes import ControlInterface, check_public_url
@@ -358,7 +358,7 @@ class DurableStreamsApp:
     def _prompt(self) -> PromptStore | None:
         """The store, if it and what is asked and told of each request need no task."""
         plain = self.gate is None and not self.access_log
-        return self.store if plain and isinstance(self.store, PromptStore) else None
+        return prompt_store(self.store) if plain else None
 
     def serve_after_all(self, call: Exchange, handler: _Handler) -> None:
         """Serve in a task what `serve_now` has begun to serve, as it has to wait."""

@@ -2,16 +2,19 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from durable_streams.server import AccessRequest, Allow, Deny, MemoryStore, Server, SQLiteStore
+from durable_streams.server.stores.abilities import Appending, prompt_store
+from durable_streams.server.stores.base import AppendRequest, AppendResult, Payload
 
 ONE, OTHER = "https://one.example", "https://other.example"
 TEXT = {"Content-Type": "text/plain"}
@@ -156,3 +159,61 @@ def test_a_server_that_ends_says_so(store: Any) -> None:
         assert begun.wait(10)
         status, headers, _ = peer.append(b"a")
         assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
+
+
+class Loud(MemoryStore):
+    """Has an `append` of its own, as who wraps a store to see what goes in."""
+
+    async def append(self, r: AppendRequest, now: float) -> AppendResult:
+        assert isinstance(r.payload, Payload)
+        return await super().append(replace(r, payload=Payload(r.payload.data.upper())), now)
+
+
+class LoudAndPrompt(Loud):
+    """Has both."""
+
+    def append_soon(self, r: AppendRequest, now: float, done: Appending) -> None:
+        assert isinstance(r.payload, Payload)
+        super().append_soon(replace(r, payload=Payload(r.payload.data.upper() + b"!")), now, done)
+
+
+class Wrapper:
+    """Has an `append` of its own and leaves the rest to another store."""
+
+    def __init__(self) -> None:
+        self._store = Loud()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def __aenter__(self) -> Self:
+        await self._store.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self._store.__aexit__(*error)
+
+    async def append(self, r: AppendRequest, now: float) -> AppendResult:
+        return await self._store.append(r, now)
+
+
+def patched() -> MemoryStore:
+    store = MemoryStore()
+    store.append = Loud.append.__get__(Loud(), Loud)  # type: ignore[method-assign]  # as a test's monkeypatch would
+    return store
+
+
+@pytest.mark.parametrize(("kind", "prompt"), [(Loud, False), (LoudAndPrompt, True), (Wrapper, False), (patched, False)])
+def test_a_store_with_an_append_of_its_own_is_not_passed_by(kind: Callable[[], Any], prompt: bool) -> None:
+    store = kind()
+
+    assert (prompt_store(store) is store) == prompt
+
+
+@pytest.mark.parametrize(("kind", "stored"), [(Loud, b"ABC"), (LoudAndPrompt, b"ABC!"), (Wrapper, b"ABC")])
+def test_appends_go_through_what_a_store_has_of_its_own(kind: Callable[[], Any], stored: bytes) -> None:
+    with serving(kind()) as (_, peer):
+        peer.call("PUT", "/v1/stream/x", **TEXT)
+        assert peer.append(b"abc")[0] == 204
+
+        assert peer.call("GET", "/v1/stream/x")[2] == stored

@@ -91,7 +91,11 @@ class FailingStore(Protocol):
 
 @runtime_checkable
 class PromptStore(Protocol):
-    """Appends without a task that waits. For our own runner, which then needs none for the request."""
+    """Appends without a task that waits. For our own runner, which then needs none for the request.
+
+    `append` and `append_soon` belong together. A store with an `append` of its own and an inherited `append_soon`, or
+    one that comes from the store it wraps, is asked to `append` only, so that nothing goes past it.
+    """
 
     def append_soon(self, r: AppendRequest, now: float, done: Appending) -> None:
         """Do what `Store.append` does, and call `done` on the event loop with what that would return or raise.
@@ -99,3 +103,14 @@ class PromptStore(Protocol):
         It may be called before this returns. What can be raised at once may be raised here.
         """
         ...
+
+
+def prompt_store(store: object) -> PromptStore | None:
+    """The store, if it has an `append_soon` that does what its `append` does; else None."""
+    own = getattr(store, "__dict__", {})
+    for names in (own, *(kind.__dict__ for kind in type(store).__mro__)):
+        if "append_soon" in names:
+            return store if isinstance(store, PromptStore) else None
+        if "append" in names:
+            return None
+    return None

@@ -30,7 +30,7 @@ from dataclasses import replace
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
-from ..._core.wire import JSON
+from ..._core.wire import JSON, is_json
 from .. import json_messages
 from ..offsets import Offset
 from ..protocol import AppendRequest, InvalidJson, ProducerStamp, Refused
@@ -433,6 +433,7 @@ class SubscriptionService:
 
         Raises:
             OtherConfig: if it exists and is different.
+            BadRequest: if its wake stream exists and is of no use.
         """
         record = Record(root, subscription_id, secrets.token_urlsafe(9), config, self._clock(), origin)
         async with self._hints_lock:
@@ -442,6 +443,10 @@ class SubscriptionService:
                     raise OtherConfig
                 return existing, False
             kept = Kept(record, {}, self._registry.wake_streams)
+            if kept.wake_path is not None:
+                found = await self._streams.head(kept.wake_path, self._clock())
+                if isinstance(found, StreamInfo) and not is_json(found.content_type):
+                    raise BadRequest("wake_stream must be of type application/json: its events are JSON")
             if config.wake_stream is not None:
                 self._registry.wake_streams[kept.paths.full(config.wake_stream)] += (
                     1  # so that its own pattern skips it

@@ -136,8 +136,8 @@ async def test_a_wake_stream_that_comes_later_gets_the_event() -> None:
 
 async def test_a_wake_stream_that_refuses_is_tried_again() -> None:
     async with serving() as bench:
-        await bench.client.put("wake", "text/plain")
         await bench.put_pull()
+        await bench.client.put("wake", "text/plain")
         await bench.write("demo/a")
         await bench.settle()
         await bench.client.delete("wake")
@@ -146,6 +146,20 @@ async def test_a_wake_stream_that_refuses_is_tried_again() -> None:
         assert len(await bench.events()) == 1
         await bench.advance(100)
         assert len(await bench.events()) == 1
+
+
+async def test_a_wake_stream_of_another_type_is_refused() -> None:
+    async with serving() as bench:
+        await bench.client.put("wake", "text/plain")
+        body = {"type": "pull-wake", "pattern": "demo/*", "wake_stream": "wake"}
+
+        refused = await bench.call("PUT", "s2", body)
+
+        assert error(refused) == (400, "INVALID_REQUEST")
+        assert (await bench.call("GET", "s2")).status == 404
+        await bench.client.delete("wake")
+        await bench.client.put("wake", "application/json; charset=utf-8")
+        assert (await bench.call("PUT", "s2", body)).status == 201
 
 
 async def test_wake_events_wake_nobody() -> None:
