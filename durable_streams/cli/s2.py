@@ -25,5 +25,6 @@ def s2() -> None:
     """Work with S2: s2.dev, or `s2 lite` on your own machine.
 
     S2_ACCESS_TOKEN is the token; S2_ACCOUNT_ENDPOINT and S2_BASIN_ENDPOINT, or --endpoint, say where the service is,
-    and S2_ENCRYPTION_KEY is the key of encrypted streams.
+    and S2_ENCRYPTION_KEY is the key of encrypted streams. With S2_SSL_NO_VERIFY=1, or --insecure, certificates are not
+    checked.
     """

@@ -14,9 +14,12 @@ from ..s2 import (
     BasinConfig,
     BasinInfo,
     BasinReconfiguration,
+    Basins,
+    Listing,
     StreamConfig,
     StreamInfo,
     StreamReconfiguration,
+    Streams,
     Timestamping,
     TimestampingReconfiguration,
 )
@@ -98,21 +101,24 @@ def _basin_options(command: F) -> F:
     return command
 
 
+_PREFIX = click.option("--prefix", metavar="TEXT", default="", help="Only names that begin like this.")
+_DELETED = click.option("--deleted", is_flag=True, help="Also those that are being deleted.")
+_ENSURE = click.option(
+    "--ensure", is_flag=True, help="If it exists, give it this configuration; what is left out is reset."
+)
+_IF_EXISTS = click.option("--if-exists", is_flag=True, help="It is as good if there is none.")
+
+
 # -- Basins ------------------------------------------------------------------------------------------------
 
 
 @click.command("list", cls=Command, short_help="List basins.", examples=["durable-streams s2 basins list --prefix my-"])
 @with_service
-@click.option("--prefix", metavar="TEXT", default="", help="Only names that begin like this.")
-@click.option("--deleted", is_flag=True, help="Also those that are being deleted.")
+@_PREFIX
+@_DELETED
 def list_basins(service: Service, /, *, prefix: str, deleted: bool) -> None:
     """Print the account's basins, one JSON object per line."""
-
-    async def work(client: S2) -> None:
-        async for basin in client.basins.list_all(prefix=prefix, include_deleted=deleted):
-            output.write(output.json_lines([_shape(basin)]))
-
-    run(service, work, prints=True)
+    _print_all(service, lambda client: client.basins.list_all(prefix=prefix, include_deleted=deleted))
 
 
 @click.command(
@@ -124,7 +130,7 @@ def list_basins(service: Service, /, *, prefix: str, deleted: bool) -> None:
 @with_service
 @click.argument("basin", metavar="BASIN")
 @click.option("--location", metavar="NAME", help="Where to keep it, such as aws:us-east-1.")
-@click.option("--ensure", is_flag=True, help="If it exists, give it this configuration; what is left out is reset.")
+@_ENSURE
 @_basin_options
 @_stream_options
 def create_basin(service: Service, /, *, basin: str, location: str | None, ensure: bool, **options: Any) -> None:
@@ -156,22 +162,17 @@ def config_basin(
     service: Service, /, *, basin: str, clear: tuple[str, ...], clear_cipher: bool, **options: Any
 ) -> None:
     """Show BASIN's configuration, after changing what the options say. The rest stays."""
-
-    async def work(client: S2) -> None:
-        fields: dict[str, Any] = _given(create_stream_on_append=options["create_on_append"])
-        fields |= _given(create_stream_on_read=options["create_on_read"], stream_cipher=options["cipher"])
-        if clear_cipher:
-            fields["stream_cipher"] = None
-        streams = _stream_changes(options, clear)
-        if streams != StreamReconfiguration():
-            fields["default_stream_config"] = streams
-        if fields:
-            config = await client.basins.reconfigure(basin, BasinReconfiguration(**fields))
-        else:
-            config = await client.basins.get_config(basin)
-        output.write(output.json_lines([_shape(config)]))
-
-    run(service, work)
+    if clear_cipher and options["cipher"] is not None:
+        raise click.UsageError("--cipher and --clear-cipher exclude each other.")
+    fields: dict[str, Any] = _given(create_stream_on_append=options["create_on_append"])
+    fields |= _given(create_stream_on_read=options["create_on_read"], stream_cipher=options["cipher"])
+    if clear_cipher:
+        fields["stream_cipher"] = None
+    streams = _stream_changes(options, clear)
+    if streams != StreamReconfiguration():
+        fields["default_stream_config"] = streams
+    changes = BasinReconfiguration(**fields)
+    run(service, lambda client: _configure(client.basins, basin, changes))
 
 
 @click.command(
@@ -179,14 +180,10 @@ def config_basin(
 )
 @with_service
 @click.argument("basin", metavar="BASIN")
-@click.option("--if-exists", is_flag=True, help="It is as good if there is none.")
+@_IF_EXISTS
 def delete_basin(service: Service, /, *, basin: str, if_exists: bool) -> None:
     """Ask for the deletion of BASIN and all its streams. It happens some time later. Prints nothing."""
-
-    async def work(client: S2) -> None:
-        await client.basins.delete(basin, ignore_not_found=if_exists)
-
-    run(service, work)
+    run(service, lambda client: client.basins.delete(basin, ignore_not_found=if_exists))
 
 
 @click.group(
@@ -210,17 +207,11 @@ def basins() -> None:
 )
 @with_service
 @click.argument("basin", metavar="BASIN")
-@click.option("--prefix", metavar="TEXT", default="", help="Only names that begin like this.")
-@click.option("--deleted", is_flag=True, help="Also those that are being deleted.")
+@_PREFIX
+@_DELETED
 def list_streams(service: Service, /, *, basin: str, prefix: str, deleted: bool) -> None:
     """Print the streams of BASIN, one JSON object per line."""
-
-    async def work(client: S2) -> None:
-        streams = client.basin(basin).streams
-        async for stream in streams.list_all(prefix=prefix, include_deleted=deleted):
-            output.write(output.json_lines([_shape(stream)]))
-
-    run(service, work, prints=True)
+    _print_all(service, lambda client: client.basin(basin).streams.list_all(prefix=prefix, include_deleted=deleted))
 
 
 @click.command(
@@ -231,7 +222,7 @@ def list_streams(service: Service, /, *, basin: str, prefix: str, deleted: bool)
 )
 @with_service
 @click.argument("target", metavar="BASIN/STREAM")
-@click.option("--ensure", is_flag=True, help="If it exists, give it this configuration; what is left out is reset.")
+@_ENSURE
 @_stream_options
 def create_stream(service: Service, /, *, target: str, ensure: bool, **options: Any) -> None:
     """Create a stream. What is left out it gets from its basin."""
@@ -261,17 +252,8 @@ def create_stream(service: Service, /, *, target: str, ensure: bool, **options: 
 def config_stream(service: Service, /, *, target: str, clear: tuple[str, ...], **options: Any) -> None:
     """Show a stream's configuration, after changing what the options say. The rest stays."""
     basin, stream = split(target)
-
-    async def work(client: S2) -> None:
-        streams = client.basin(basin).streams
-        changes = _stream_changes(options, clear)
-        if changes == StreamReconfiguration():
-            config = await streams.get_config(stream)
-        else:
-            config = await streams.reconfigure(stream, changes)
-        output.write(output.json_lines([_shape(config)]))
-
-    run(service, work)
+    changes = _stream_changes(options, clear)
+    run(service, lambda client: _configure(client.basin(basin).streams, stream, changes))
 
 
 @click.command(
@@ -282,15 +264,11 @@ def config_stream(service: Service, /, *, target: str, clear: tuple[str, ...], *
 )
 @with_service
 @click.argument("target", metavar="BASIN/STREAM")
-@click.option("--if-exists", is_flag=True, help="It is as good if there is none.")
+@_IF_EXISTS
 def delete_stream(service: Service, /, *, target: str, if_exists: bool) -> None:
     """Delete a stream and its records. Prints nothing."""
     basin, stream = split(target)
-
-    async def work(client: S2) -> None:
-        await client.basin(basin).streams.delete(stream, ignore_not_found=if_exists)
-
-    run(service, work)
+    run(service, lambda client: client.basin(basin).streams.delete(stream, ignore_not_found=if_exists))
 
 
 @click.group(
@@ -356,6 +334,25 @@ def _stream_changes(options: dict[str, Any], clear: tuple[str, ...]) -> StreamRe
     if timestamping:
         fields["timestamping"] = TimestampingReconfiguration(**timestamping)
     return StreamReconfiguration(**fields)
+
+
+async def _configure(things: Basins | Streams, name: str, changes: Any) -> None:
+    """Change what is to be changed of a configuration, and print all of it."""
+    if changes == type(changes)():
+        config: BasinConfig | StreamConfig = await things.get_config(name)
+    else:
+        config = await things.reconfigure(name, changes)
+    output.write(output.json_lines([_shape(config)]))
+
+
+def _print_all(service: Service, listing: Callable[[S2], Listing[BasinInfo] | Listing[StreamInfo]]) -> None:
+    """Print a listing while it comes."""
+
+    async def work(client: S2) -> None:
+        async for info in listing(client):
+            output.write(output.json_lines([_shape(info)]))
+
+    run(service, work, prints=True)
 
 
 def _print_info(info: BasinInfo | StreamInfo) -> None:

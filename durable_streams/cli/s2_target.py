@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import ssl
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec
@@ -23,6 +24,7 @@ P = ParamSpec("P")
 
 _KEY_VARIABLE = "S2_ENCRYPTION_KEY"
 _TOKEN_VARIABLE = "S2_ACCESS_TOKEN"  # noqa: S105  # a variable's name
+_INSECURE_VARIABLE = "S2_SSL_NO_VERIFY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +33,11 @@ class Service:
 
     Attributes:
         endpoint: One URL for everything, or None: the environment says where it is.
+        insecure: Whether certificates are not checked.
     """
 
     endpoint: str | None
+    insecure: bool = False
 
     def client(self, *, duplicates: bool = True) -> S2:
         """A client with the token of the environment.
@@ -44,17 +48,28 @@ class Service:
         Raises:
             CommandError: there is no token, or an endpoint is none.
         """
-        retry = S2Retry(append_retry_policy="all" if duplicates else "no_side_effects")
+        options: dict[str, Any] = {
+            "retry": S2Retry(append_retry_policy="all" if duplicates else "no_side_effects"),
+            "ssl_context": _trusting_anybody() if self.insecure else None,
+        }
         try:
             if self.endpoint is None:
-                return S2.from_env(retry=retry)
+                return S2.from_env(**options)
             # `s2 lite` takes any token.
-            return S2(os.environ.get(_TOKEN_VARIABLE) or "ignored", endpoints=self.endpoint, retry=retry)
+            return S2(os.environ.get(_TOKEN_VARIABLE) or "ignored", endpoints=self.endpoint, **options)
         except InvalidArgumentError as error:
             raise CommandError(
                 f"{error}; set {_TOKEN_VARIABLE}, or name a server that needs none: --endpoint http://localhost:8080",
                 USAGE,
             ) from None
+
+
+def _trusting_anybody() -> ssl.SSLContext:
+    """Encrypts, but does not know for whom."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def with_service(command: Callable[Concatenate[Service, P], None]) -> Callable[..., None]:
@@ -66,11 +81,17 @@ def with_service(command: Callable[Concatenate[Service, P], None]) -> Callable[.
         help="One server for everything, such as s2 lite. The variables S2_ACCOUNT_ENDPOINT and S2_BASIN_ENDPOINT, "
         "else s2.dev, if left out.",
     )
+    @click.option(
+        "--insecure",
+        is_flag=True,
+        envvar=_INSECURE_VARIABLE,
+        help="Do not check certificates: for s2 lite with one that it made itself. The variable S2_SSL_NO_VERIFY.",
+    )
     @click.option("-v", "--verbose", is_flag=True, help="Say what happens, retries included, on standard error.")
     @functools.wraps(command)
-    def parsed(endpoint: str | None, verbose: bool, **rest: Any) -> None:
+    def parsed(endpoint: str | None, insecure: bool, verbose: bool, **rest: Any) -> None:
         log_to_stderr(logging.DEBUG if verbose else logging.WARNING)
-        command(Service(endpoint), **rest)  # type: ignore[call-arg]  # click fills in what P names
+        command(Service(endpoint, insecure), **rest)  # type: ignore[call-arg]  # click fills in what P names
 
     return parsed
 

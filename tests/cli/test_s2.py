@@ -4,12 +4,16 @@ import base64
 import io
 import json
 import signal
+import ssl
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+import trustme
 
 from durable_streams.cli import s2_records
 from durable_streams.cli.s2_metrics import bars, drawn
@@ -32,6 +36,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch, fake: S2Fake) -> None:
     monkeypatch.setenv("S2_ACCOUNT_ENDPOINT", fake.url)
     monkeypatch.setenv("S2_BASIN_ENDPOINT", fake.url)
     monkeypatch.delenv("S2_ENCRYPTION_KEY", raising=False)
+    monkeypatch.delenv("S2_SSL_NO_VERIFY", raising=False)
 
 
 @pytest.fixture
@@ -53,6 +58,59 @@ def lines(done: Done) -> list[Any]:
     return [json.loads(line) for line in done.lines]
 
 
+# -- Where the service is --------------------------------------------------------------------------------------
+
+
+class _NoBasins(BaseHTTPRequestHandler):
+    """Has no basins."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        body = b'{"basins":[],"has_more":false}'
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.send_header("connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def own_certificate() -> Iterator[str]:
+    """URL of a server with a certificate that nobody vouches for."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("somewhere.example").configure_cert(context)
+    with HTTPServer(("127.0.0.1", 0), _NoBasins) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"https://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(run: Run, own_certificate: str) -> None:
+    refused = run("s2", "basins", "list", "--endpoint", own_certificate)
+
+    assert (refused.code, refused.out) == (5, b"")
+    assert "certificate" in refused.err
+
+
+@pytest.mark.parametrize("word", ["1", "true"])
+def test_certificates_are_not_checked_if_one_says_so(
+    run: Run, own_certificate: str, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    assert run("s2", "basins", "list", "--endpoint", own_certificate, "--insecure") == Done(0, b"", "")
+
+    monkeypatch.setenv("S2_SSL_NO_VERIFY", "0")
+    assert run("s2", "basins", "list", "--endpoint", own_certificate).code == 5
+    monkeypatch.setenv("S2_SSL_NO_VERIFY", word)
+    assert run("s2", "basins", "list", "--endpoint", own_certificate) == Done(0, b"", "")
+
+
 # -- Basins and streams ----------------------------------------------------------------------------------------
 
 
@@ -69,6 +127,15 @@ def test_a_basin_lives(run: Run) -> None:
     assert changed["create_stream_on_read"] is True
     assert "retention_policy" not in changed["default_stream_config"]
     assert run("s2", "basins", "delete", name) == Done(0, b"", "")
+
+
+def test_a_cipher_is_set_or_cleared_and_not_both(run: Run, basin: str) -> None:
+    assert facts(run("s2", "basins", "config", basin, "--cipher", "aegis-256"))["stream_cipher"] == "aegis-256"
+    assert "stream_cipher" not in facts(run("s2", "basins", "config", basin, "--clear-cipher"))
+
+    both = run("s2", "basins", "config", basin, "--cipher", "aegis-256", "--clear-cipher")
+    assert (both.code, both.out) == (2, b"")
+    assert "--cipher and --clear-cipher exclude each other" in both.err
 
 
 def test_a_stream_lives(run: Run, basin: str) -> None:

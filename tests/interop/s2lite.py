@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -72,13 +73,17 @@ class Lite:
     Args:
         local_root: Where it keeps its data, and finds it again when it is started again; None keeps it in memory.
         environment: More variables for the process, such as SL8_FLUSH_INTERVAL.
+        tls: Whether it speaks TLS, with a certificate that it makes itself.
 
     Attributes:
         url: Of account and basins alike; stays the same over restarts.
     """
 
-    def __init__(self, local_root: Path | None = None, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, local_root: Path | None = None, environment: dict[str, str] | None = None, *, tls: bool = False
+    ) -> None:
         self._local_root = local_root
+        self._tls = tls
         self._environment = environment or {}
         self._process: subprocess.Popen[bytes] | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `stop`
@@ -107,11 +112,14 @@ class Lite:
             command = [str(binary), "lite", "--port", str(port)]
             if self._local_root is not None:
                 command += ["--local-root", str(self._local_root)]
+            if self._tls:
+                command.append("--tls-self")
             quick = {"RUST_LOG": "warn", "S2LITE_NO_DASHBOARD": "1", "SL8_MANIFEST_POLL_INTERVAL": "50ms"}
             environment = {**os.environ, **quick, **self._environment}
             self._process = subprocess.Popen(command, env=environment, stdout=self._log, stderr=self._log)
-            if self._wait(f"http://127.0.0.1:{port}"):
-                self._port, self.url = port, f"http://127.0.0.1:{port}"
+            url = f"{'https' if self._tls else 'http'}://127.0.0.1:{port}"
+            if self._wait(url):
+                self._port, self.url = port, url
                 return
             self.kill()
             if self._port or not tries_left:  # else another program may have taken the port in between
@@ -120,9 +128,10 @@ class Lite:
     def _wait(self, url: str) -> bool:
         assert self._process is not None
         deadline = time.monotonic() + START_PATIENCE
+        unchecked = ssl._create_unverified_context()
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
-                with urllib.request.urlopen(f"{url}/health", timeout=1) as answer:
+                with urllib.request.urlopen(f"{url}/health", timeout=1, context=unchecked) as answer:
                     if answer.status == 200:
                         return True
             except OSError:
