@@ -7,8 +7,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from durable_streams.server.stores.handover import Handover
-from durable_streams.server.stores.sqlite_writer import waker
+from durable_streams.server.stores.handover import Handover, waker
 
 pytestmark = pytest.mark.anyio
 

@@ -375,6 +375,50 @@ async def test_an_open_page_outlives_its_stream(tmp_path: Path) -> None:
     assert (tmp_path / "store.db").stat().st_size <= size + 1_000_000, "the room of the old stream is used again"
 
 
+async def test_the_next_part_of_a_page_is_read_while_this_one_is_sent_and_no_more(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 20_000
+    async with SQLiteStore(tmp_path / "store.db", recent_bytes=0) as store:
+        ref = expect(Created, await create_stream(store, body=content)).info.ref
+        page: Any = await store.read(ref, 0, 1 << 30)
+        read = b""
+        while (piece := await page.next_piece()) is not None:
+            read += piece
+            while page._reading is not None:
+                await page._reading.wait()
+            waiting = sum(map(len, page._pieces))
+            assert waiting == page._waiting
+            assert 0 < waiting <= 2 << 20 or len(read) == len(content)
+        assert read == content
+        await page.aclose()
+
+
+async def test_a_page_that_is_closed_while_it_is_read_keeps_its_rows_until_nobody_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SQLiteStore(tmp_path / "store.db", recent_bytes=0) as store:
+        ref = expect(Created, await create_stream(store, body=b"x" * 3_000_000)).info.ref
+        page: Any = await store.read(ref, 0, 1 << 30)
+        held: list[Callable[[], None]] = []
+        monkeypatch.setattr(page, "_finish", lambda outcome: held.append(lambda: type(page)._finish(page, outcome)))
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(page.next_piece)
+                while not held:
+                    await anyio.lowlevel.checkpoint()
+                scope.cancel()
+        assert store.statistics().open_pages == 1
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(page.aclose)
+            group.cancel_scope.cancel()
+            for _ in range(5):
+                await anyio.lowlevel.cancel_shielded_checkpoint()
+            assert store.statistics().open_pages == 1
+            held[0]()
+        assert store.statistics().open_pages == 0
+        assert await page.next_piece() is None
+
+
 async def test_many_small_appends_are_read_like_a_large_one(tmp_path: Path) -> None:
     bodies = [bytes([number % 256, 0]) * (1 + number % 50) for number in range(400)]
     content = b"".join(bodies)

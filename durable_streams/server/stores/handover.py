@@ -1,4 +1,4 @@
-"""From an event loop to a thread, with few wake-ups.
+"""From an event loop to a thread, with few wake-ups, and back.
 
 Waking a thread costs more than most of what it is woken for, and a thread that wakes up takes the interpreter's lock
 away from the one that woke it, in the middle of its work. So a thread that is busy is not told of what has come: it
@@ -13,11 +13,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import anyio.lowlevel
 
 T = TypeVar("T")
 #: Has a function called on the event loop, after what is under way there.
 Soon: TypeAlias = Callable[[Callable[[], None]], object]
+#: The same from any thread.
+Wake: TypeAlias = Callable[[Callable[[], None]], object]
 
 
 class Handover(Generic[T]):
@@ -71,3 +75,17 @@ class Handover(Generic[T]):
         finally:
             self.waiting = False
         return True
+
+
+def waker() -> Wake:
+    """What has a function called on the running event loop, from any thread and without waiting for it."""
+    loop: Any = anyio.lowlevel.current_token().native_token
+    wake: Wake = loop.call_soon_threadsafe if hasattr(loop, "call_soon_threadsafe") else loop.run_sync_soon
+    return wake
+
+
+def deferrer() -> Soon:
+    """The same for the event loop's own thread, which costs less."""
+    loop: Any = anyio.lowlevel.current_token().native_token
+    soon: Soon = loop.call_soon if hasattr(loop, "call_soon") else loop.run_sync_soon
+    return soon

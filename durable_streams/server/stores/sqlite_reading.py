@@ -2,10 +2,12 @@
 
 Blocks are never changed, and those of a deleted stream stay until nobody reads them, so a page is just a range of
 offsets: it needs no transaction that is open as long as a slow client reads, which would keep the write-ahead log from
-being reused. Each piece is read by a worker thread, in a transaction as short as that.
+being reused. A worker thread reads a part at a time, in transactions as short as that, and the next part while this one
+is being sent.
 
-A piece of many small blocks is put together by SQLite (`group_concat`), in one step of one statement. Row by row it
-would take twice the time, and each row would hand the interpreter's lock back and forth with the event loop's thread.
+Large blocks are read straight into the object that goes to the socket (`Blob`). Small ones are put together by SQLite
+(`group_concat`), in one step of one statement: row by row it would take twice the time, and each row would hand the
+interpreter's lock back and forth with the event loop's thread.
 """
 
 from __future__ import annotations
@@ -14,41 +16,50 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from typing import TypeVar, TypeVarTuple
 
 import anyio
-import anyio.to_thread
 
 from ...errors import AlreadyClosedError
 from ..offsets import Offset
 from ..protocol import Payload
 from .errors import StoreError
-from .sqlite_blocks import BLOCK_BYTES, Cuts, Lineage, Mode, is_boundary, page_end, unpack
+from .handover import waker
+from .sqlite_blocks import Cuts, Lineage, Mode, is_boundary, page_end, unpack
 from .sqlite_schema import connect_reader
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-# How many pieces are read at a time: going to a worker thread and back takes as long as reading one.
-_AHEAD = 4
+# The first part of a page is to come soon. Going to a worker thread and back takes as long as reading as much as this.
+_FIRST_BYTES = 128 * 1024
+# The following ones, and how much of them may wait to be sent while the next is read. Either can be more by a block.
+_PART_BYTES = 512 * 1024
+# Blocks of more than this are read one by one, smaller ones together, up to so many bytes.
+_LARGE_BLOCK = 256 * 1024
+_TOGETHER = 512 * 1024
+# See `_keep_memory`.
+_KEPT_MEMORY = 8 << 20
 
 _COVERING = """
 SELECT end_offset, length(data), appends, messages FROM blocks
 WHERE stream = ? AND end_offset >= ? ORDER BY end_offset LIMIT 1
 """
-_FIRST = """
-SELECT end_offset, data FROM blocks WHERE stream = ? AND end_offset > ? ORDER BY end_offset LIMIT 1
+_NEXT = """
+SELECT rowid, end_offset, length(data) FROM blocks WHERE stream = ? AND end_offset > ? ORDER BY end_offset LIMIT 1
 """
-_LAST = "SELECT max(end_offset) FROM blocks WHERE stream = ? AND end_offset > ? AND end_offset <= ?"
-_REST = """
-SELECT CAST(group_concat(data, '') AS BLOB) FROM (
-    SELECT data FROM blocks WHERE stream = ? AND end_offset > ? AND end_offset <= ? ORDER BY end_offset
+_TOGETHER_UP_TO = """
+SELECT max(end_offset), CAST(group_concat(data, '') AS BLOB) FROM (
+    SELECT end_offset, data FROM blocks WHERE stream = ? AND end_offset > ? AND end_offset <= ? ORDER BY end_offset
 )
 """
 
 
 class Readers:
-    """Connections for reading, and the worker threads that use them.
+    """Connections for reading, and the worker threads that use them. Made on the event loop.
 
     Args:
         path: The database.
@@ -57,31 +68,77 @@ class Readers:
 
     def __init__(self, path: str, count: int) -> None:
         self._path = path
-        self._limiter = anyio.CapacityLimiter(count)
+        self._wake = waker()
+        self._threads = ThreadPoolExecutor(count, f"durable-streams reader {path}")
         self._lock = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
+        _keep_memory()
+
+    def begin(
+        self, function: Callable[[sqlite3.Connection, *Ts], T], *args: *Ts, finish: Callable[[T | BaseException], None]
+    ) -> None:
+        """Call `function(connection, *args)` in a worker thread.
+
+        Args:
+            function: What to call.
+            *args: With what.
+            finish: Called on the event loop with what came of it: `StoreError` if reading fails, `AlreadyClosedError`
+                if the store was closed.
+        """
+        try:
+            self._threads.submit(self._work, function, args, finish)
+        except RuntimeError:
+            finish(self._gone())
 
     async def run(self, function: Callable[[sqlite3.Connection, *Ts], T], *args: *Ts) -> T:
-        """Call `function(connection, *args)` in a worker thread.
+        """The same, and wait for it: also if that is cancelled.
 
         Raises:
             StoreError: if reading fails.
             AlreadyClosedError: if the store was closed.
         """
-        return await anyio.to_thread.run_sync(self._call, function, *args, limiter=self._limiter)
+        done = anyio.Event()
+        outcomes: list[T | BaseException] = []
+
+        def finish(outcome: T | BaseException) -> None:
+            outcomes.append(outcome)
+            done.set()
+
+        self.begin(function, *args, finish=finish)
+        with anyio.CancelScope(shield=True):
+            await done.wait()
+        (outcome,) = outcomes
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
 
     def run_here(self, function: Callable[[sqlite3.Connection, *Ts], T], *args: *Ts) -> T:
         """The same in this thread, which has to wait for the disk."""
         return self._call(function, *args)
 
     def close(self) -> None:
-        """Close all connections; those in use as soon as they are free."""
+        """Close all connections, those in use as soon as they are free; waits for that."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
+        self._threads.shutdown()
+
+    def _work(
+        self,
+        function: Callable[[sqlite3.Connection, *Ts], T],
+        args: tuple[*Ts],
+        finish: Callable[[T | BaseException], None],
+    ) -> None:
+        outcome: T | BaseException
+        try:
+            outcome = self._call(function, *args)
+        except BaseException as error:
+            outcome = error
+        with suppress(RuntimeError):  # the event loop has ended, and with it whoever wanted to know
+            self._wake(partial(finish, outcome))
 
     def _call(self, function: Callable[[sqlite3.Connection, *Ts], T], *args: *Ts) -> T:
         connection = self._take()
@@ -101,7 +158,7 @@ class Readers:
     def _take(self) -> sqlite3.Connection | None:
         with self._lock:
             if self._closed:
-                raise AlreadyClosedError(f"{self._path}: the store was closed")
+                raise self._gone()
             return self._idle.pop() if self._idle else None
 
     def _give_back(self, connection: sqlite3.Connection) -> None:
@@ -110,6 +167,9 @@ class Readers:
                 self._idle.append(connection)
                 return
         connection.close()
+
+    def _gone(self) -> AlreadyClosedError:
+        return AlreadyClosedError(f"{self._path}: the store was closed")
 
 
 class StoredBlocks:
@@ -130,7 +190,7 @@ class StoredBlocks:
 
     def byte_at(self, offset: Offset) -> int:
         """The byte that follows an offset."""
-        return read_piece(self._connection, self._lineage, offset, offset + 1)[0]
+        return read_part(self._connection, self._lineage, offset, offset + 1, 1)[0][0]
 
     def rest_of_append(self, offset: Offset, json: bool) -> Payload:
         """What the append that holds the byte at `offset` has from there on."""
@@ -147,11 +207,7 @@ class StoredBlocks:
             place = stop
             if end is not None:
                 break
-        pieces = []
-        while offset < place:
-            pieces.append(read_piece(self._connection, self._lineage, offset, place))
-            offset += len(pieces[-1])
-        return Payload(b"".join(pieces), ends)
+        return Payload(b"".join(read_part(self._connection, self._lineage, offset, place, place - offset)), ends)
 
 
 def find_page(
@@ -165,38 +221,50 @@ def find_page(
     return tail if limit >= tail else page_end(source, mode, offset, limit)
 
 
-def read_piece(connection: sqlite3.Connection, lineage: Lineage, offset: Offset, end: Offset) -> bytes | memoryview:
-    """The bytes from `offset` on, as far as they come at once: at most 1 MiB, and not beyond `end`."""
-    segment = next(each for each in lineage if each.end > offset)
-    stream, limit = segment.stream, min(offset + BLOCK_BYTES, end, segment.end)
-    first_end, data = connection.execute(_FIRST, (stream, offset)).fetchone() or (offset, b"")
-    skip = offset - first_end + len(data)
-    if skip < 0 or not data:
-        raise _hole(stream, offset)
-    if first_end >= limit:
-        return data if not skip and first_end == limit else memoryview(data)[skip : skip + limit - offset]
-    (last_end,) = connection.execute(_LAST, (stream, first_end, limit)).fetchone()
-    if last_end is None:
-        return memoryview(data)[skip:] if skip else data
-    (rest,) = connection.execute(_REST, (stream, first_end, last_end)).fetchone()
-    if len(rest) != last_end - first_end:
-        raise _hole(stream, first_end)
-    return b"".join((memoryview(data)[skip:], rest))
+def read_part(connection: sqlite3.Connection, lineage: Lineage, offset: Offset, end: Offset, least: int) -> list[bytes]:
+    """The bytes from `offset` on in pieces of at most 1 MiB: up to `end`, or `least` of them and the rest of a block.
 
-
-def read_pieces(
-    connection: sqlite3.Connection, lineage: Lineage, offset: Offset, end: Offset, count: int
-) -> list[bytes | memoryview]:
-    """The same for `count` pieces in a row, or up to the end."""
-    pieces: list[bytes | memoryview] = []
-    while offset < end and len(pieces) < count:
-        pieces.append(read_piece(connection, lineage, offset, end))
+    A block is read to its end if possible, since to get to the middle of it SQLite goes through all pages before.
+    """
+    pieces: list[bytes] = []
+    stop = min(offset + least, end)
+    while offset < stop:
+        segment = next(each for each in lineage if each.end > offset)
+        limit = min(end, segment.end)
+        pieces.append(_read_piece(connection, segment.stream, offset, limit, stop))
         offset += len(pieces[-1])
     return pieces
 
 
+def _read_piece(connection: sqlite3.Connection, stream: int, offset: Offset, limit: Offset, stop: Offset) -> bytes:
+    """The rest of a block, or several small blocks; not beyond `limit`, and no block that begins behind `stop`."""
+    row, block_end, length = connection.execute(_NEXT, (stream, offset)).fetchone() or (0, offset, 0)
+    start = block_end - length
+    if start > offset or not length:
+        raise _hole(stream, offset)
+    if start < offset or block_end > limit or length > _LARGE_BLOCK:
+        with connection.blobopen("blocks", "data", row, readonly=True) as blob:
+            blob.seek(offset - start)
+            return blob.read(min(block_end, limit) - offset)
+    together = max(block_end, min(limit, stop, offset + _TOGETHER))
+    last_end, data = connection.execute(_TOGETHER_UP_TO, (stream, offset, together)).fetchone()
+    if len(data) != last_end - offset:
+        raise _hole(stream, offset)
+    return bytes(data)
+
+
 def _hole(stream: int, offset: Offset) -> StoreError:
     return StoreError(f"the database is damaged: stream {stream} lacks data after offset {offset}")
+
+
+def _keep_memory() -> None:
+    """Let the C library keep the memory of the pieces that were sent, for the next ones.
+
+    glibc gives memory back to the system at once, and each page of it costs a fault when it is used anew: with pieces
+    of a MiB as much as reading them. It learns from the largest piece of memory that was freed what is worth keeping
+    (mallopt(3), "dynamic mmap threshold"). This one is never touched, so it costs nothing.
+    """
+    bytearray(_KEPT_MEMORY)
 
 
 class StoredPage:
@@ -229,26 +297,53 @@ class StoredPage:
         self.size: int = end - start
         self._readers = readers
         self._lineage = lineage
-        self._at = start
-        self._pieces: deque[bytes | memoryview] = deque()
-        self._ahead = 1
+        self._at = start  # up to where it was read, or until where it will be
+        self._pieces: deque[bytes] = deque()
+        self._waiting = 0  # how many bytes these are
+        self._reading: anyio.Event | None = None
+        self._error: BaseException | None = None
         self._release: Callable[[], None] | None = release
 
-    async def next_piece(self) -> bytes | memoryview | None:
+    async def next_piece(self) -> bytes | None:
         """The next bytes, see `StorePage`."""
-        if not self._pieces:
-            if self._at >= self.end:
+        self._read_ahead()
+        while not self._pieces:
+            if self._error is not None:
+                raise self._error
+            if self._reading is None:
                 return None
-            pieces = await self._readers.run(read_pieces, self._lineage, self._at, self.end, self._ahead)
-            self._pieces.extend(pieces)
-            self._at += sum(map(len, pieces))
-            self._ahead = _AHEAD  # the first one is to come soon
-        return self._pieces.popleft()
+            await self._reading.wait()
+        piece = self._pieces.popleft()
+        self._waiting -= len(piece)
+        self._read_ahead()
+        return piece
+
+    def _read_ahead(self) -> None:
+        """Have the next part read, unless there is enough."""
+        if self._reading is None and self._error is None and self._at < self.end and self._waiting < _PART_BYTES:
+            self._reading = anyio.Event()
+            end = self.end if self._at > self.start else min(self.end, self._at + _FIRST_BYTES)
+            self._readers.begin(read_part, self._lineage, self._at, end, _PART_BYTES, finish=self._finish)
+
+    def _finish(self, outcome: list[bytes] | BaseException) -> None:
+        reading, self._reading = self._reading, None
+        assert reading is not None
+        reading.set()
+        if isinstance(outcome, BaseException):
+            self._error = outcome
+        elif self._release is not None:
+            self._pieces.extend(outcome)
+            size = sum(map(len, outcome))
+            self._at += size
+            self._waiting += size
 
     async def aclose(self) -> None:
-        """Let the store remove the data if its stream is gone. Idempotent."""
+        """Let the store remove the data if its stream is gone, once nobody reads it. Idempotent."""
         release, self._release = self._release, None
         self._at = self.end
         self._pieces.clear()
+        if self._reading is not None:
+            with anyio.CancelScope(shield=True):
+                await self._reading.wait()
         if release is not None:
             release()

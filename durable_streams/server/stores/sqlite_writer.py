@@ -25,21 +25,19 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import anyio
-import anyio.lowlevel
 
 from .abilities import Histogram
 from .errors import StoreFailedError
-from .handover import Handover, Soon
+from .handover import Handover, deferrer, waker
 from .sqlite_ledger import Ledger
 from .sqlite_records import Change
 
 logger: logging.Logger = logging.getLogger("durable_streams.server.store")
 
 T = TypeVar("T")
-Wake: TypeAlias = Callable[[Callable[[], None]], object]
 
 # Largest batch.
 _BATCH_JOBS = 1024
@@ -131,7 +129,7 @@ class Writer:
         self._publish = publish
         self._on_failure = on_failure
         self._wake = waker()
-        self._queue: Handover[Job[Any] | None] = Handover(_deferrer())  # None is the end
+        self._queue: Handover[Job[Any] | None] = Handover(deferrer())  # None is the end
         self._ended = False
         self._failure: BaseException | None = None
         self._jobs = 0
@@ -306,20 +304,6 @@ class Writer:
             return
         self._checkpoints += 1
         self._checkpoint_seconds += time.perf_counter() - started
-
-
-def waker() -> Wake:
-    """What has a function called on the running event loop, from any thread and without waiting for it."""
-    loop: Any = anyio.lowlevel.current_token().native_token
-    wake: Wake = loop.call_soon_threadsafe if hasattr(loop, "call_soon_threadsafe") else loop.run_sync_soon
-    return wake
-
-
-def _deferrer() -> Soon:
-    """The same for the event loop's own thread, which costs less."""
-    loop: Any = anyio.lowlevel.current_token().native_token
-    soon: Soon = loop.call_soon if hasattr(loop, "call_soon") else loop.run_sync_soon
-    return soon
 
 
 def _is_failure(error: Exception) -> bool:
