@@ -42,9 +42,9 @@ def to_stderr(level: str, form: Format) -> Iterator[None]:
             logger.setLevel(before)
 
 
-def json_line(message: str, **facts: object) -> str:
+def json_line(message: str, *, level: str = "INFO", **facts: object) -> str:
     """A line of the form "json" that is shown whatever the level is."""
-    record = logging.makeLogRecord({"name": "durable_streams.serve", "levelname": "INFO", "msg": message, **facts})
+    record = logging.makeLogRecord({"name": "durable_streams.serve", "levelname": level, "msg": message, **facts})
     return JsonFormatter().format(record)
 
 

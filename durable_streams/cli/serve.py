@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
 
+from .. import DurableStreamError
 from ..server import DurableStreamsApp, MemoryStore, Server, SQLiteStore, Store, TokenFile, TokenFileError
 from . import logs, output
-from .failures import CommandError
+from .failures import CommandError, StoppedError, describe, exit_code
 from .help import Command
 from .store_file import PREFIX
 
@@ -125,37 +127,51 @@ def serve(
         log_level = "info"
     options["webhooks"] = options["webhooks"] or options["allow_insecure_webhooks"]
     options["cors_origin"] = cors_origin[0] if len(cors_origin) == 1 else cors_origin
-    try:
-        options["authorize"] = None if auth_token_file is None else TokenFile(auth_token_file)
-        app = DurableStreamsApp(_opened(store, durability), **options)
-        server = Server(
-            app,
-            host=host,
-            port=port,
-            max_connections=max_connections,
-            request_timeout=request_timeout,
-            stall_timeout=stall_timeout,
-        )
-    except TokenFileError as error:
-        raise CommandError(str(error)) from error
-    except ValueError as error:
-        raise click.UsageError(f"{error}.") from error
-    except ModuleNotFoundError as error:
-        raise CommandError(str(error)) from error
+    with _ending_in(log_format):
+        try:
+            options["authorize"] = None if auth_token_file is None else TokenFile(auth_token_file)
+            app = DurableStreamsApp(_opened(store, durability), **options)
+            server = Server(
+                app,
+                host=host,
+                port=port,
+                max_connections=max_connections,
+                request_timeout=request_timeout,
+                stall_timeout=stall_timeout,
+            )
+        except TokenFileError as error:
+            raise CommandError(str(error)) from error
+        except ValueError as error:
+            raise click.UsageError(f"{error}.") from error
+        except ModuleNotFoundError as error:
+            raise CommandError(str(error)) from error
 
-    def announce() -> None:
-        if log_format == "json":
-            output.say(logs.json_line("serving", url=server.url, store=store))
-        else:
-            output.say(f"durable-streams: serving {server.url} from {store}; Ctrl-C stops")
+        def announce() -> None:
+            if log_format == "json":
+                output.say(logs.json_line("serving", url=server.url, store=store))
+            else:
+                output.say(f"durable-streams: serving {server.url} from {store}; Ctrl-C stops")
 
+        try:
+            with logs.to_stderr(log_level, log_format):
+                server.serve_forever(announce)
+        except ModuleNotFoundError as error:
+            raise CommandError(str(error)) from error
+        except OSError as error:
+            raise CommandError(f"{error.strerror or error}; choose another with --port, 0 takes a free one") from error
+
+
+@contextmanager
+def _ending_in(log_format: logs.Format) -> Iterator[None]:
+    """See to it that the last line, which says why the server ends, has the form of those before it."""
     try:
-        with logs.to_stderr(log_level, log_format):
-            server.serve_forever(announce)
-    except ModuleNotFoundError as error:
-        raise CommandError(str(error)) from error
-    except OSError as error:
-        raise CommandError(f"{error.strerror or error}; choose another with --port, 0 takes a free one") from error
+        yield
+    except (CommandError, DurableStreamError) as error:
+        if log_format != "json":
+            raise
+        words = str(error) if isinstance(error, CommandError) else describe(error)
+        output.say(logs.json_line(words, level="ERROR"))
+        raise StoppedError(error.code if isinstance(error, CommandError) else exit_code(error)) from error
 
 
 def _opened(store: str, durability: str) -> Store:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import Future
 from typing import Any
 
 import click
@@ -56,7 +58,7 @@ def check(store: str, max_findings: int = 1000) -> Verification:
     Raises:
         CommandError: if something is.
     """
-    seen = verify_store(store, max_findings=max_findings)
+    seen = _verify_beside(store, max_findings)
     for finding in seen.findings:
         output.line({"where": finding.where, "problem": finding.problem}, _in_words)
     if not seen.ok:
@@ -64,6 +66,20 @@ def check(store: str, max_findings: int = 1000) -> Verification:
         many = f"{count} or more things are" if not seen.complete else f"{count} things are" if count > 1 else "1 is"
         raise CommandError(f"{store}: {many} wrong; keep the file, and serve a backup that is in order")
     return seen
+
+
+def _verify_beside(store: str, max_findings: int) -> Verification:
+    """Verify a store in a thread that does not keep the process: SQLite hears of Ctrl-C when it has seen all pages."""
+    done: Future[Verification] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(verify_store(store, max_findings=max_findings))
+        except BaseException as error:  # raised where it is waited for
+            done.set_exception(error)
+
+    threading.Thread(target=work, name="durable-streams verify", daemon=True).start()
+    return done.result()
 
 
 def _in_words(line: dict[str, Any]) -> str:

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import signal
 import sqlite3
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import anyio
 import pytest
 
 from durable_streams.cli import output
+from durable_streams.cli import verify as cli_verify
 from durable_streams.server import Allow, Deny, Server, SQLiteStore
 from tests.server.operations.sample import make
 
@@ -168,6 +171,26 @@ def test_verify_tells_what_is_wrong_and_where(run: Run, store: str) -> None:
     ]
     assert (many.code, len(many.lines)) == (1, 2)
     assert "2 or more things are wrong" in many.err
+
+
+def test_verify_can_be_interrupted_though_sqlite_is_at_work(
+    run: Run, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+
+    def look_at_pages(*_: object, **__: object) -> None:
+        # SQLite does not return to Python before it has seen all pages, and only there the main thread hears a signal.
+        assert threading.current_thread() is not threading.main_thread()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        released.wait(20)
+
+    monkeypatch.setattr(cli_verify, "verify_store", look_at_pages)
+    try:
+        done = run("verify", store)
+    finally:
+        released.set()
+
+    assert (done.code, done.out, done.err) == (130, b"", "")
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify", "backup", "export", "import"])

@@ -287,6 +287,27 @@ def test_requests_are_logged_as_json(run: Run) -> None:
     assert 0 < logged["seconds"] < PATIENCE
 
 
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["--store", "sqlite:/no/such/directory/store.db"], 1, "/no/such/directory/store.db"),
+        (["--host", "203.0.113.1"], 1, "choose another with --port"),
+        (["--auth-token-file", "/no/such/file"], 1, "/no/such/file"),
+    ],
+)
+def test_what_ends_a_server_is_the_last_line_in_the_form_of_all(
+    run: Run, args: list[str], code: int, words: str
+) -> None:
+    plain = run("serve", "--port", "0", *args)
+    done = run("serve", "--port", "0", "--log-format", "json", *args)
+
+    line = json.loads(done.err.splitlines()[-1])
+    assert (plain.code, done.code) == (code, code)
+    assert line["level"] == "error"
+    assert words in line["message"]
+    assert plain.err == f"durable-streams: {line['message']}\n"
+
+
 def test_metrics_and_health_are_there_for_a_server_as_it_comes() -> None:
     with serving() as (process, url, _):
         base = url.removesuffix("/v1/stream")
