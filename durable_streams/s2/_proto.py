@@ -11,31 +11,20 @@ Encoding
     alone and is kept by it.
 
 Decoding
-    A batch of the server is mostly records alike: the number goes up by one, timestamp and headers stay. Two shortcuts
-    use that, and each proves byte by byte that it may; `_read_record` behind them takes everything.
-
-    *Successor.* A record whose message begins with its number and ends with its body has a head: all before the bytes
-    of the body. In the head of the record after it, the low seven bits of the number have counted up, and the lengths
-    may differ; if all the `rest` is equal, so is what it means.
-
-    *Run.* If the records that follow have the same lengths as well, their heads stand at equal distances, the stride.
-    Each byte of the head is then one *column* over the whole run, a slice with a step, and has to be the same
-    everywhere; the column of the low seven bits has to count up. What is left per record is to cut out its body, and
-    one list comprehension does that. A run ends where those seven bits wrap: after 128 records at most.
+    Here are small messages and the frame of read batches; `_sequenced` has what stands in those, the records.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from itertools import chain, repeat
+from itertools import chain
 from operator import attrgetter
 
 from ._protobuf import TRUNCATED, check_end, read_span, read_tag, read_varint, skip, varint
+from ._sequenced import read_header, read_record, read_records
 from ._values import AppendAck, AppendInput, AppendRecord, Header, ReadBatch, SequencedRecord, StreamPosition
 from .errors import S2ProtocolError
 
-_make_record = partial(tuple.__new__, SequencedRecord)
 _body_of, _headers_of, _timestamp_of = map(attrgetter, ("body", "headers", "timestamp"))
 
 # --- Encoding ---------------------------------------------------------------------------------------------------------
@@ -153,25 +142,7 @@ def encode_read_batch(batch: ReadBatch) -> bytes:
     return b"".join(parts)
 
 
-# --- Decoding: the general part ---------------------------------------------------------------------------------------
-
-
-def _read_header(data: bytes, at: int, end: int) -> Header:
-    """A `Header` message."""
-    name = value = b""
-    while at < end:
-        tag, at = read_tag(data, at)
-        if tag == 0x0A:
-            at, stop = read_span(data, at, end)
-            name = data[at:stop]
-            at = stop
-        elif tag == 0x12:
-            at, stop = read_span(data, at, end)
-            value = data[at:stop]
-            at = stop
-        else:
-            at = skip(data, tag, at, end)
-    return name, value
+# --- Decoding --------------------------------------------------------------------------------------------------------
 
 
 def _read_position(data: bytes, at: int, end: int, before: StreamPosition | None) -> StreamPosition:
@@ -186,70 +157,6 @@ def _read_position(data: bytes, at: int, end: int, before: StreamPosition | None
             at = skip(data, tag, at, end)
     check_end(at, end)
     return StreamPosition(seq_num, timestamp)
-
-
-def _read_record(data: bytes, at: int, end: int) -> tuple[SequencedRecord, int]:
-    """A `SequencedRecord` message of any shape.
-
-    Returns:
-        The record, and where the tag of its body stands, if its number is the first field and appears once, and its
-        body is the last one. Otherwise 0.
-    """
-    # The usual layout, straight on: number, timestamp, headers in the usual layout with short lengths, body.
-    place = at
-    seq_num = timestamp = 0
-    headers: list[Header] = []
-    if place < end and data[place] == 0x08:
-        seq_num, place = read_varint(data, place + 1)
-        if place < end and data[place] == 0x10:
-            timestamp, place = read_varint(data, place + 1)
-        while place + 3 < end and data[place] == 0x1A and data[place + 2] == 0x0A:
-            stop = place + 2 + data[place + 1]
-            name_end = place + 4 + data[place + 3]
-            value = name_end + 2
-            if stop - place > 129 or value > stop or stop > end or data[name_end] != 0x12:
-                break
-            if value + data[name_end + 1] != stop:
-                break
-            headers.append((data[place + 4 : name_end], data[value:stop]))
-            place = stop
-        if place + 1 < end and data[place] == 0x22:
-            size, start = read_varint(data, place + 1)
-            if start + size == end:
-                return _make_record((seq_num, timestamp, data[start:end], tuple(headers))), place
-    return _read_any_record(data, at, end)
-
-
-def _read_any_record(data: bytes, at: int, end: int) -> tuple[SequencedRecord, int]:
-    """The same without the straight way."""
-    seq_num = timestamp = 0
-    body = b""
-    headers: list[Header] = []
-    first, seq_at, body_at = at, -1, 0
-    while at < end:
-        place = at
-        tag, at = read_tag(data, at)
-        short = at - place == 1  # else the tag has needless bytes, and what follows stands elsewhere
-        if tag == 0x22:
-            body_at = place if short else 0
-            at, stop = read_span(data, at, end)
-            body = data[at:stop]
-            at = stop
-            continue
-        body_at = 0
-        if tag == 0x1A:
-            at, stop = read_span(data, at, end)
-            headers.append(_read_header(data, at, stop))
-            at = stop
-        elif tag == 0x08:
-            seq_at = place if short else -1
-            seq_num, at = read_varint(data, at)
-        elif tag == 0x10:
-            timestamp, at = read_varint(data, at)
-        else:
-            at = skip(data, tag, at, end)
-    check_end(at, end)
-    return SequencedRecord(seq_num, timestamp, body, tuple(headers)), body_at if seq_at == first else 0
 
 
 def decode_append_ack(data: bytes) -> AppendAck:
@@ -319,7 +226,7 @@ def _append_record(data: bytes, at: int, end: int) -> tuple[bytes, tuple[Header,
             timestamp, at = read_varint(data, at)
         elif tag == 0x12:
             at, stop = read_span(data, at, end)
-            headers.append(_read_header(data, at, stop))
+            headers.append(read_header(data, at, stop))
             at = stop
         elif tag == 0x1A:
             at, stop = read_span(data, at, end)
@@ -329,14 +236,6 @@ def _append_record(data: bytes, at: int, end: int) -> tuple[bytes, tuple[Header,
             at = skip(data, tag, at, end)
     check_end(at, end)
     return body, tuple(headers), timestamp
-
-
-# --- Decoding: records alike ------------------------------------------------------------------------------------------
-
-#: The low byte of a number's varint as it counts up: alone, or with more bytes behind it.
-_COUNT_ALONE, _COUNT = bytes(range(128)), bytes(range(128, 256))
-#: Longest head whose columns are looked at. A longer one is compared record by record, which costs less.
-_MAX_COLUMNS = 64
 
 
 def decode_read_batch(data: bytes) -> ReadBatch:
@@ -351,7 +250,7 @@ def decode_read_batch(data: bytes) -> ReadBatch:
     try:
         while at < end:
             if data[at] == 0x0A:
-                at = _read_records(data, at, end, records)
+                at = read_records(data, at, end, records)
                 continue
             tag, at = read_tag(data, at)
             if tag == 0x12:
@@ -360,86 +259,10 @@ def decode_read_batch(data: bytes) -> ReadBatch:
                 at = stop
             elif tag == 0x0A:  # written with needless bytes
                 at, stop = read_span(data, at, end)
-                records.append(_read_record(data, at, stop)[0])
+                records.append(read_record(data, at, stop))
                 at = stop
             else:
                 at = skip(data, tag, at, end)
     except IndexError:
         raise S2ProtocolError(TRUNCATED) from None
     return ReadBatch(tuple(records), tail)
-
-
-def _read_records(data: bytes, at: int, end: int, records: list[SequencedRecord]) -> int:
-    """Decode pieces `0a <length> <SequencedRecord>`, as many as follow each other; returns the place after them."""
-    rest = b""  # of the head of the record before; empty if there is none to compare with
-    seq_num = timestamp = 0  # what the next record has if it is the successor
-    headers: tuple[Header, ...] = ()
-    counter = _COUNT
-    while at < end and data[at] == 0x0A:
-        piece = at
-        length, start = data[at + 1], at + 2
-        if length > 0x7F:
-            length, start = read_varint(data, at + 1)
-        stop = start + length
-        if stop > end:
-            raise S2ProtocolError(f"protobuf: a record of {length} bytes goes beyond the end of its message")
-        at = start + 2 + len(rest)
-        if (
-            rest
-            and at < stop
-            and data[start] == 0x08
-            and data[start + 1] == counter[seq_num & 0x7F]
-            and data.startswith(rest, start + 2)
-        ):
-            size = data[at]
-            at += 1
-            if size > 0x7F:
-                size, at = read_varint(data, at - 1)
-            if at + size == stop:
-                count, stride = 1, stop - piece
-                if at - piece <= _MAX_COLUMNS and data.startswith(data[piece : start + 1], stop):
-                    limit = min(128 - (seq_num & 0x7F), (end - piece) // stride)
-                    expected = counter[seq_num & 0x7F :]
-                    count = _run_length(data, range(piece, at), stride, limit, start + 1, expected)
-                if count == 1:
-                    records.append(_make_record((seq_num, timestamp, data[at:stop], headers)))
-                else:
-                    bodies = [data[body : body + size] for body in range(at, at + count * stride, stride)]
-                    numbers = range(seq_num, seq_num + count)
-                    records += map(_make_record, zip(numbers, repeat(timestamp), bodies, repeat(headers)))
-                seq_num += count
-                if not seq_num & 0x7F:
-                    rest = b""
-                at = piece + count * stride
-                continue
-        record, body_at = _read_record(data, start, stop)
-        records.append(record)
-        seq_num, timestamp, _, headers = record
-        counter = _COUNT if data[start + 1 : start + 2] >= b"\x80" else _COUNT_ALONE
-        seq_num += 1
-        rest = data[start + 2 : body_at + 1] if body_at and seq_num & 0x7F else b""
-        at = stop
-    return at
-
-
-def _run_length(data: bytes, head: range, stride: int, limit: int, low_at: int, expected: bytes) -> int:
-    """How many pieces from this one on have equal heads but for the low byte of the number, which counts up.
-
-    Args:
-        data: The message.
-        head: Places of the first piece's head. Its lengths are part of it.
-        stride: From one piece to the next.
-        limit: Most pieces to look at, from 1; all of them lie within the data.
-        low_at: Place of the low byte of the number.
-        expected: What its column has to be.
-    """
-    count = limit
-    for at in head:
-        column = data[at : at + count * stride : stride]
-        if at != low_at:
-            count -= len(column.lstrip(column[:1]))
-        elif column != expected[:count]:
-            count = next(place for place, byte in enumerate(column) if byte != expected[place])
-        if count == 1:
-            break
-    return count
