@@ -6,30 +6,17 @@ from collections.abc import Sequence
 
 import click
 
-from .. import DurableStreamError, __version__
+from .. import DurableStreamError
 from . import failures, output
-from .append import append
-from .backup import backup
-from .close import close
-from .create import create
-from .delete import delete
-from .demo import demo
-from .export import export
-from .head import head
-from .help import Group
-from .import_stream import import_command
-from .inspect import inspect
-from .produce import produce
-from .read import read
-from .s2 import s2
-from .serve import serve
-from .verify import verify
+from .help import Commands, Group
 
 NAME = "durable-streams"
 
 
 def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
+        from .. import __version__
+
         output.write(f"{NAME} {__version__}\n".encode())
         context.exit()
 
@@ -42,11 +29,23 @@ def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -
         'durable-streams append http://localhost:4437/v1/stream/chat \'{"text": "hi"}\'',
         "durable-streams read http://localhost:4437/v1/stream/chat --follow",
     ],
-    commands=[
-        *(serve, demo, create, append, produce, read, head, close, delete),
-        *(inspect, verify, backup, export, import_command),
-        s2,
-    ],
+    commands=Commands(
+        serve="serve:serve",
+        demo="demo:demo",
+        create="create:create",
+        append="append:append",
+        produce="produce:produce",
+        read="read:read",
+        head="head:head",
+        close="close:close",
+        delete="delete:delete",
+        inspect="inspect:inspect",
+        verify="verify:verify",
+        backup="backup:backup",
+        export="export:export",
+        **{"import": "import_stream:import_command"},
+        s2="s2:s2",
+    ),
     no_args_is_help=False,
 )
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")

@@ -2,11 +2,14 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import click
 import pytest
 
+from durable_streams.cli.help import Commands
 from durable_streams.cli.program import program
 
 from .conftest import Run
@@ -81,3 +84,24 @@ def test_version(run: Run) -> None:
 
     assert re.fullmatch(rb"durable-streams \d[\w.]*\n", done.out)
     assert done.code == 0
+
+
+def test_a_command_imports_nothing_of_the_others() -> None:
+    code = (
+        "import sys; from durable_streams.cli.program import program; program.commands['serve']; "
+        "print([name for name in sys.modules if name.startswith(('durable_streams.s2', 'durable_streams.testing'))])"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)
+
+    assert done.stdout == b"[]\n"
+
+
+def test_commands_can_be_added_and_taken_away() -> None:
+    commands = Commands(serve="serve:serve")
+
+    commands["mine"] = program.commands["head"]
+    assert (list(commands), commands["mine"].name, commands["serve"].name) == (["serve", "mine"], "head", "serve")
+    del commands["mine"]
+
+    assert (list(commands), len(commands), commands.get("mine")) == (["serve"], 1, None)
