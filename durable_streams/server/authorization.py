@@ -60,19 +60,23 @@ class Deny:
     """Refuse the request.
 
     Attributes:
-        status: 401: who are you? 403: not you.
+        status: 401: who are you? 403: not you. 429: you ask too often.
         challenge: `WWW-Authenticate` of a 401.
+        retry_after: Of a 429, seconds after which to come back.
 
     Raises:
-        ValueError: if the status is another one, or the challenge no header value.
+        ValueError: if the status is another one, the challenge no header value, or the time less than 0.
     """
 
-    status: Literal[401, 403] = 401
+    status: Literal[401, 403, 429] = 401
     challenge: str = "Bearer"
+    retry_after: int = 1
 
     def __post_init__(self) -> None:
-        if self.status not in (401, 403):
-            raise ValueError(f"status must be 401 or 403, got {self.status!r}")
+        if self.status not in (401, 403, 429):
+            raise ValueError(f"status must be 401, 403 or 429, got {self.status!r}")
+        if self.retry_after < 0:
+            raise ValueError(f"retry_after must not be less than 0, got {self.retry_after!r}")
         check_header("www-authenticate", self.challenge)
 
 
@@ -119,5 +123,8 @@ class Gate:
         close = call.has_long_body()
         if verdict.status == 403:
             raise Rejection(403, "you may not do this", close=close)
+        if verdict.status == 429:
+            later = (b"retry-after", b"%d" % verdict.retry_after)
+            raise Rejection(429, "these are too many requests", [later], close=close)
         challenge = (b"www-authenticate", verdict.challenge.encode("latin-1"))
         raise Rejection(401, "credentials are needed for this", [challenge], close=close)

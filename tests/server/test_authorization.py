@@ -188,10 +188,19 @@ async def test_a_long_body_of_who_may_not_is_not_waited_for() -> None:
             assert upload.received == 0
 
 
-@pytest.mark.parametrize("arguments", [(200,), (404,), (401, "Bearer\r\nx: y"), (401, "é\u20ac")])
-async def test_a_denial_is_401_or_403_with_a_challenge_that_can_be_sent(arguments: tuple[Any, ...]) -> None:
-    with pytest.raises(ValueError, match=r"status must be|www-authenticate"):
+@pytest.mark.parametrize("arguments", [(200,), (404,), (401, "Bearer\r\nx: y"), (401, "é\u20ac"), (429, "Bearer", -1)])
+async def test_a_denial_is_401_403_or_429_with_headers_that_can_be_sent(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError, match=r"status must be|www-authenticate|retry_after"):
         Deny(*arguments)
+
+
+async def test_who_asks_too_often_is_told_when_to_come_back() -> None:
+    client = make_client(store=Untouchable(), authorize=Authorizer(denial=Deny(429, retry_after=7)))
+    for method, target in (("GET", "a"), ("POST", "a"), ("PUT", "__ds/subscriptions/s")):
+        answer = await client.call(method, target)
+
+        assert (answer.status, answer.headers["retry-after"]) == (429, "7")
+        assert "www-authenticate" not in answer.headers
 
 
 # Subscriptions

@@ -38,6 +38,7 @@ _CODES = {
     405: "METHOD_NOT_ALLOWED",
     413: "PAYLOAD_TOO_LARGE",
     415: "UNSUPPORTED_CONTENT_ENCODING",
+    429: "TOO_MANY_REQUESTS",
     501: "UNSUPPORTED_TRANSFER_CODING",
 }
 _PUBLIC_URL = re.compile(r"https?://[-0-9A-Za-z._:\[\]]+(?:/[-0-9A-Za-z._~!$&'()*+,;=:@/%]*)?")
