@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_overloads, is_typeddict
+from typing import Any, get_args, get_origin, get_overloads, is_typeddict
 
 import click
 
@@ -166,6 +166,12 @@ def _class(name: str, value: type) -> str:
     members = dict(vars(value))
     for base in private:
         members = members | {member: each for member, each in vars(base).items() if member not in members}
+    known = {  # what a type variable of a base stands for in this class
+        variable.__name__: argument.__name__
+        for generic in getattr(value, "__orig_bases__", ())
+        if get_origin(generic) in private
+        for variable, argument in zip(get_origin(generic).__parameters__, get_args(generic), strict=True)
+    }
     for member, function in members.items():
         if member.startswith("_") or member in {field.name for field in _fields(value)}:
             continue
@@ -175,6 +181,8 @@ def _class(name: str, value: type) -> str:
         elif inspect.isfunction(raw):
             signatures = get_overloads(raw) or [raw]
             shown = "\n".join(_plain_signature(f"{name}.{member}", each, method=True) for each in signatures)
+            if member not in vars(value):
+                shown = re.sub(r"\b[A-Z]\b", lambda found: known.get(found.group(), found.group()), shown)
             parts.append(f"#### {name}.{member}\n\n```text\n{shown}\n```\n\n{_docstring(raw)}")
     return "\n\n".join(parts)
 

@@ -16,7 +16,7 @@ from ._config import (
 )
 from ._context import Service
 from ._infos import BasinInfo
-from ._listing import Lister, Listing, Page
+from ._listing import Listed, Lister
 from ._unary import Call, Reply, request
 from .errors import S2ServerError
 
@@ -26,7 +26,7 @@ PROVISION_RESULT: str = "s2-provision-result"
 GONE_BASIN: frozenset[str] = frozenset({"basin_not_found", "basin_deletion_pending"})
 
 
-class Basins:
+class Basins(Listed[BasinInfo]):
     """The account's basins. Get it as `client.basins`."""
 
     def __init__(self, service: Service) -> None:
@@ -44,34 +44,6 @@ class Basins:
 
     def __repr__(self) -> str:
         return "<Basins>"
-
-    async def list(self, *, prefix: str = "", start_after: str = "", limit: int | None = None) -> Page[BasinInfo]:
-        """One page of basins, by name. Basins that are being deleted are on it.
-
-        Args:
-            prefix: Of the names.
-            start_after: The page begins with the next name after this one.
-            limit: Entries of the page, 1 to 1000; None is 1000.
-        """
-        return await self._lister.page(prefix, start_after, limit)
-
-    def list_all(
-        self,
-        *,
-        prefix: str = "",
-        start_after: str = "",
-        page_size: int | None = None,
-        include_deleted: bool = False,
-    ) -> Listing[BasinInfo]:
-        """All basins: `async for basin in client.basins.list_all()`.
-
-        Args:
-            prefix: Of the names.
-            start_after: Begin with the next name after this one.
-            page_size: Entries that are asked for at a time, 1 to 1000; None is 1000. It bounds no total.
-            include_deleted: Whether to show those that are being deleted.
-        """
-        return self._lister.all(prefix, start_after, page_size, include_deleted=include_deleted)
 
     async def create(
         self,

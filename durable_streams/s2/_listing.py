@@ -130,6 +130,40 @@ class Lister(Generic[T]):
         )
 
 
+class Listed(Generic[T]):
+    """What can be listed: basins, and the streams of one."""
+
+    _lister: Lister[T]
+
+    async def list(self, *, prefix: str = "", start_after: str = "", limit: int | None = None) -> Page[T]:
+        """One page, in the order of the names' bytes. What is being deleted is on it.
+
+        Args:
+            prefix: Of the names.
+            start_after: The page begins with the next name after this one.
+            limit: Entries of the page, 1 to 1000; None is 1000.
+        """
+        return await self._lister.page(prefix, start_after, limit)
+
+    def list_all(
+        self,
+        *,
+        prefix: str = "",
+        start_after: str = "",
+        page_size: int | None = None,
+        include_deleted: bool = False,
+    ) -> Listing[T]:
+        """All of them, page by page: `async for info in client.basins.list_all()`.
+
+        Args:
+            prefix: Of the names.
+            start_after: Begin with the next name after this one.
+            page_size: Entries that are asked for at a time, 1 to 1000; None is 1000. It bounds no total.
+            include_deleted: Whether to show what is being deleted.
+        """
+        return self._lister.all(prefix, start_after, page_size, include_deleted=include_deleted)
+
+
 def read_page(document: Any, name: str, read: Callable[[Any], T]) -> Page[T]:
     """A page from JSON, whose items stand under `name`.
 

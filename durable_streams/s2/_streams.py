@@ -16,7 +16,7 @@ from ._config import (
 )
 from ._context import Encoding, Service, SessionTransport, StreamContext, one_of
 from ._infos import StreamInfo
-from ._listing import Lister, Listing, Page
+from ._listing import Listed, Lister
 from ._stream import Stream
 from ._unary import Call, Reply, request
 
@@ -77,7 +77,7 @@ class Basin:
         )
 
 
-class Streams:
+class Streams(Listed[StreamInfo]):
     """The streams of a basin. Get it as `client.basin("my-basin").streams`."""
 
     def __init__(self, service: Service, basin: str) -> None:
@@ -96,34 +96,6 @@ class Streams:
 
     def __repr__(self) -> str:
         return f"<Streams of {self._basin}>"
-
-    async def list(self, *, prefix: str = "", start_after: str = "", limit: int | None = None) -> Page[StreamInfo]:
-        """One page of streams, in the order of their names' bytes. Streams that are being deleted are on it.
-
-        Args:
-            prefix: Of the names.
-            start_after: The page begins with the next name after this one.
-            limit: Entries of the page, 1 to 1000; None is 1000.
-        """
-        return await self._lister.page(prefix, start_after, limit)
-
-    def list_all(
-        self,
-        *,
-        prefix: str = "",
-        start_after: str = "",
-        page_size: int | None = None,
-        include_deleted: bool = False,
-    ) -> Listing[StreamInfo]:
-        """All streams: `async for stream in basin.streams.list_all()`.
-
-        Args:
-            prefix: Of the names.
-            start_after: Begin with the next name after this one.
-            page_size: Entries that are asked for at a time, 1 to 1000; None is 1000. It bounds no total.
-            include_deleted: Whether to show those that are being deleted.
-        """
-        return self._lister.all(prefix, start_after, page_size, include_deleted=include_deleted)
 
     async def create(
         self, stream: str, *, config: StreamConfig | None = None, request_token: str | None = None
