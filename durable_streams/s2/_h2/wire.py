@@ -9,6 +9,13 @@ TLS runs over memory: its bytes pass through two buffers (`ssl.MemoryBIO`), and 
 After each receive Linux is told anew to acknowledge at once (`TCP_QUICKACK` does not last): a server that leaves
 Nagle's algorithm on holds its small frames back until it hears an acknowledgement, and by default Linux waits 40 ms
 with that while it has nothing to send (S2 4.8).
+
+What is received comes in blocks of up to a megabyte, and what is made of them in others. The allocator of Linux gives
+such blocks back to the system when they are freed, and for the next one the system has to find and clear every page
+anew, which costs more than all the rest of reading. It does so until the program has freed a larger block: then it
+takes blocks of that size for usual, and keeps up to twice as much for the next one (mallopt(3), M_MMAP_THRESHOLD). So
+one is freed, once, whose pages were never touched. Where the user has set that threshold, or on other systems, this
+changes nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +26,7 @@ import socket
 import ssl
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from typing import Any, Final
 
 import anyio
@@ -31,6 +39,8 @@ HEAD_START: Final = 0.25
 _LEAST_READ = 64 << 10
 _MOST_READ = 1 << 20
 _TLS_PLAIN = 256 << 10
+# Half of what freed memory may be kept: a full window of received data, and a batch made of it.
+_USUAL_BLOCK = 8 << 20
 # What a system takes at least in one gathered write (IOV_MAX).
 _MOST_PIECES = 1024
 _IN_PROGRESS = frozenset(
@@ -54,6 +64,7 @@ class Wire:
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
+        _keep_freed_memory()
         self._sock = sock
         self._tls: ssl.SSLObject | None = None
         self._incoming = ssl.MemoryBIO()
@@ -238,6 +249,12 @@ class Wire:
         finally:
             anyio.notify_closing(self._sock)
             self._sock.close()
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Teach the allocator that large blocks come and go; see this module."""
+    bytes(_USUAL_BLOCK)
 
 
 async def connect_tcp(host: str, port: int) -> Wire:

@@ -1,7 +1,11 @@
 """The socket beneath a connection: partial writes, growing reads, TLS over memory, acknowledgements in time."""
 
+import os
+import platform
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,6 +52,33 @@ async def test_quick_acknowledgements_are_asked_for_after_each_receive() -> None
                 assert sock.armed == number + 1
             assert wire.read() is None
             wire.close()
+
+
+FREED = """
+import resource, socket
+from durable_streams.s2._h2.wire import Wire
+
+def churn():
+    for _ in range(4):
+        blocks = [b"x" * (1 << 20) for _ in range(6)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+with socket.socket() as sock:
+    Wire(sock)
+    settled = churn()
+    print(churn() - settled)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have their own ways")
+def test_memory_that_is_freed_is_there_for_the_next_block() -> None:
+    """4 times 6 MiB of pages of 4 KiB: 6144 of them are fetched from the system and cleared otherwise."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+
+    faults = subprocess.run([sys.executable, "-c", FREED], env=environ, check=True, capture_output=True, timeout=60)
+
+    assert int(faults.stdout) < 600
 
 
 async def test_nagles_algorithm_is_off() -> None:
