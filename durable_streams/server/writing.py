@@ -7,6 +7,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypeGuard
 
 import anyio
+import anyio.lowlevel
 
 from .._core import wire
 from .._core.wire import is_true
@@ -48,6 +49,19 @@ def _payload(body: bytes, media_type: str) -> Payload | InvalidJson | None:
     return json_messages.split_json(body) if media_type == wire.JSON else Payload(body)
 
 
+async def _payload_in_time(body: bytes, media_type: str) -> Payload | InvalidJson | None:
+    """The same, while others are served: a long array takes a while."""
+    if media_type != wire.JSON or len(body) <= json_messages.SLICE_BYTES:
+        return _payload(body, media_type)
+    work = json_messages.split_in_slices(body)
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]  # the generator's result
+        await anyio.lowlevel.checkpoint()
+
+
 def _count(metrics: Metrics, payload: Payload | InvalidJson | None) -> None:
     if isinstance(payload, Payload) and payload.data:
         metrics.count_append(len(payload.data), len(payload.ends) or 1)
@@ -73,8 +87,8 @@ async def put(app: DurableStreamsApp, call: Call) -> None:
         call.path,
         config,
         closed,
-        _payload(body, wire.media_type(config.content_type)),
-        _payload(body, wire.JSON) if inherits_type else None,
+        await _payload_in_time(body, wire.media_type(config.content_type)),
+        await _payload_in_time(body, wire.JSON) if inherits_type else None,
     )
     async with nullcontext() if app.room is None else app.room.place(lambda: app.store.head(call.path, app.clock())):
         result = await app.store.create(request, app.clock())
@@ -117,7 +131,8 @@ def post_now(app: DurableStreamsApp, store: PromptStore, call: Exchange) -> None
     """
     stamp, seq = _stamp_and_seq(call)
     call.check_body(app.max_append_bytes)
-    request = _request(call, call.whole_body(app.max_append_bytes), stamp, seq)
+    payload = _payload(call.whole_body(app.max_append_bytes), _media_type_of(call))
+    request = _request(call, payload, stamp, seq)
 
     def done(result: AppendResult | Exception) -> None:
         if _is_early(result):
@@ -143,10 +158,15 @@ def _stamp_and_seq(call: Call) -> tuple[ProducerStamp | None, bytes | None]:
     return stamp, seq
 
 
-def _request(call: Call, body: bytes, stamp: ProducerStamp | None, seq: bytes | None) -> AppendRequest:
-    media_type = _media_type(call.headers.get(CONTENT_TYPE, b""))
+def _media_type_of(call: Call) -> str:
+    return _media_type(call.headers.get(CONTENT_TYPE, b""))
+
+
+def _request(
+    call: Call, payload: Payload | InvalidJson | None, stamp: ProducerStamp | None, seq: bytes | None
+) -> AppendRequest:
     close = STREAM_CLOSED in call.headers and is_true(call.header(STREAM_CLOSED))
-    return AppendRequest(call.path, media_type, _payload(body, media_type), close, stamp, seq)
+    return AppendRequest(call.path, _media_type_of(call), payload, close, stamp, seq)
 
 
 def _appended(app: DurableStreamsApp, request: AppendRequest, result: AppendResult | Exception) -> tuple[int, Headers]:
@@ -180,7 +200,8 @@ async def _append(
     app: DurableStreamsApp, call: Call, stamp: ProducerStamp | None, seq: bytes | None
 ) -> tuple[AppendRequest, AppendResult]:
     """Read the body and append it."""
-    request = _request(call, await call.read_body(app.max_append_bytes), stamp, seq)
+    body = await call.read_body(app.max_append_bytes)
+    request = _request(call, await _payload_in_time(body, _media_type_of(call)), stamp, seq)
     result = await app.store.append(request, app.clock())
     return request, await _append_after_predecessor(app, request, result)
 

@@ -4,15 +4,18 @@ import json
 import math
 import subprocess
 import sys
+from array import array
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durable_streams.server import InvalidJson, Payload, split_json
-from durable_streams.server.json_messages import MAX_DEPTH
+from durable_streams.server import InvalidJson, Payload, json_messages, split_json
+from durable_streams.server.json_messages import MAX_DEPTH, SLICE_BYTES, split_in_slices
 
 
 def messages(body: bytes) -> list[bytes]:
@@ -177,6 +180,124 @@ def test_numbers_are_refused_exactly_if_a_double_cannot_hold_them(mantissa: floa
     text = f"{text}{e}{exponent:+d}"
     fits = math.isfinite(float(text))
     assert isinstance(split_json(f'[{{"a":{text}}}]'.encode()), Payload if fits else InvalidJson)
+
+
+# --- long bodies
+
+
+def in_slices(body: bytes) -> tuple[Payload | InvalidJson, int]:
+    """What a body becomes in slices, and in how many steps."""
+    work, steps = split_in_slices(body), 0
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            return done.value, steps
+        steps += 1
+
+
+def comparable(result: Payload | InvalidJson) -> Any:
+    return result if isinstance(result, InvalidJson) else (result.data, list(result.ends))
+
+
+@pytest.fixture(scope="module")
+def tiny_slices() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_messages, "SLICE_BYTES", 12)
+        patch.setattr(json_messages, "_FEW_BYTES", 0)
+        patch.setattr(json_messages, "_MARKS_AT_A_TIME", 3)
+        yield
+
+
+def whole(body: bytes) -> Payload | InvalidJson:
+    """The same in one go."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_messages, "SLICE_BYTES", 1 << 40)
+        return split_json(body)
+
+
+WRONG = [
+    b",",
+    b"]",
+    b"[",
+    b"}",
+    b"{",
+    b'"',
+    b"1e999",
+    b'"\\ud800"',
+    b"\xff",
+    b"\xc3",
+    b" ",
+    b"\\",
+    b",,",
+    b"01",
+    b"]]",
+    b"",
+]
+DEEP = [b"[" * 600 + b"]" * 600, b'{"a":' * 2000]
+
+
+@given(
+    st.lists(st.integers() | JSON_VALUES.filter(no_surrogates) | st.sampled_from([",", '",', "},{", "\\", [[], {}]])),
+    st.sampled_from([(",", ":"), (", ", ": "), (" ,\n", " : ")]),
+    st.lists(st.tuples(st.floats(0, 1), st.sampled_from(WRONG + DEEP), st.booleans()), max_size=3),
+)
+def test_a_body_becomes_the_same_in_slices_and_whole(
+    tiny_slices: None, items: list[Any], separators: tuple[str, str], wrong: list[tuple[float, bytes, bool]]
+) -> None:
+    body = json.dumps(items, ensure_ascii=False, separators=separators).encode()
+    for place, piece, instead in wrong:
+        at = int(place * len(body))
+        body = body[:at] + piece + body[at + instead :]
+
+    assert comparable(in_slices(body)[0]) == comparable(whole(body))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" + b"1," * 50 + b"]",
+        b"[" + b"1," * 50 + b" ]",
+        b"[" + b"1," * 50 + b"1],[" + b"1," * 50 + b"1]",
+        b"[" + b"1," * 50 + b"1]" + b" " * 100,
+        b"[" + b"1," * 50 + b"1]" + b" " * 100 + b"1",
+        b"[" + b'"' + b"," * 100 + b'",' + b"1," * 50 + b"1]",
+        b"[" + b'"' + b"," * 100,
+        b"[" + b"[[[1],[2]],[[3],[4]]]," * 20 + b"1]",
+        b"[" + b'{"a":[{"b":1},{"b":2}]},' * 20 + b"1]",
+        b'["\\ud800",' + b"1," * 50 + b"1e999]",
+        b"[" + b" " * 200 + b"1" + b" " * 200 + b"]",
+        b"[" + b"[1}," * 50 + b"1]",
+        b" " * 100,
+        b'"' + b"x" * 100 + b'"',
+    ],
+)
+def test_slices_do_not_change_what_is_refused(tiny_slices: None, body: bytes) -> None:
+    assert comparable(in_slices(body)[0]) == comparable(whole(body))
+
+
+@pytest.mark.parametrize(
+    "element",
+    [b"1", b'"abc"', b'{"a":1}', b'{"a":[{"b":1},{"b":2}]}', b'[[],[1],"],["]', b'"\xc3\xa4,"'],
+    ids=["numbers", "strings", "objects", "nested objects", "arrays", "text"],
+)
+def test_a_long_array_is_taken_apart_a_little_at_a_time(element: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = b"[" + b",".join([element] * (300_000 // (len(element) + 1))) + b"]"
+    expected = comparable(whole(body))
+    found, lengths = json_messages._elements, []
+
+    def watched(pieces: Any) -> Any:
+        lengths.append(sum(map(len, pieces)))
+        return found(pieces)
+
+    monkeypatch.setattr(json_messages, "_elements", watched)
+    result, steps = in_slices(body)
+
+    assert comparable(result) == expected
+    assert steps >= len(body) // SLICE_BYTES - 1
+    assert max(lengths) <= 2 * SLICE_BYTES + 2
+    assert isinstance(result, Payload)
+    assert isinstance(result.ends, array), "a list of numbers takes ten times the memory"
 
 
 def test_without_msgspec_the_error_names_the_extra() -> None:

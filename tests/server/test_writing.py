@@ -3,9 +3,10 @@
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
-from durable_streams.server import arrivals
+from durable_streams.server import arrivals, json_messages
 
 from .driver import Answer, Client, Clock, connect, offset
 
@@ -158,6 +159,43 @@ async def test_json_is_appended_message_by_message(client: Client) -> None:
         if status == 204:
             assert stream_headers(answer) == {"stream-next-offset": offset(end)}
     assert (await client.get("log")).body == b'[{"n":1},[2,3],"x",{"n":4},[5,6]]'
+
+
+async def test_others_are_served_while_a_long_array_is_taken_apart(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[int] = []
+    turn = 0
+
+    def watched(body: bytes) -> Any:
+        work = json_messages_split(body)
+        while True:
+            turns.append(turn)
+            try:
+                next(work)
+            except StopIteration as done:
+                return done.value
+            yield
+
+    async def others() -> None:
+        nonlocal turn
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turn += 1
+
+    json_messages_split = json_messages.split_in_slices
+    monkeypatch.setattr(json_messages, "split_in_slices", watched)
+    body = b"[" + b"1," * 140_000 + b"1]"
+    async with anyio.create_task_group() as group:
+        group.start_soon(others)
+        for send in (lambda: client.put("long", JSON, body), lambda: client.post("long", body, JSON)):
+            turns.clear()
+            answer = await send()
+            assert answer.status in (201, 204)
+            assert len(turns) >= len(body) // json_messages.SLICE_BYTES
+            assert turn > turns[0] + len(turns) // 2, "nobody else had a turn"
+        group.cancel_scope.cancel()
+    assert (await client.head("long")).headers["stream-next-offset"] == offset(4 * 140_001)
 
 
 async def test_producers(client: Client) -> None:

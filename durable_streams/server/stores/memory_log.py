@@ -42,7 +42,8 @@ class Log:
     def add(self, start: Offset, payload: Payload) -> None:
         """Add an append that starts at this offset."""
         if len(payload.ends) > 1:
-            self.messages[len(self.chunks)] = array("q", payload.ends)
+            ends = payload.ends  # of very many messages it is an array already
+            self.messages[len(self.chunks)] = ends if isinstance(ends, array) else array("q", ends)
         self.chunks.append(payload.data)
         self.ends.append(start + len(payload.data))
 
