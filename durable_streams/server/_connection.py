@@ -714,15 +714,17 @@ class Connection(asyncio.Protocol):
     def _refuse(self) -> None:
         """What came is no HTTP. Say so, unless an answer to what came before is still to be given."""
         self._parser = None
-        self._waiting.clear()
-        cycle = self.cycle
-        if cycle is None or cycle.response_complete or (cycle.more_body and not cycle.started):
+        incoming, self._incoming = self._incoming, None
+        if incoming in self._waiting:
+            self._waiting.remove(incoming)
+        last = self._waiting[-1] if self._waiting else self.cycle
+        if last is None or last.response_complete or (last.more_body and not last.started):
             self.transport.write(self._last_words(400))
             self.transport.close()
-        elif cycle.more_body:
+        elif last.more_body:
             self.transport.close()
         else:
-            cycle.keep_alive = False
+            last.keep_alive = False
 
     def _last_words(self, status: int) -> bytes:
         direct = self._config.direct

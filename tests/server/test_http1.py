@@ -323,6 +323,17 @@ def test_whoever_has_said_all_gets_the_answers(server: Server) -> None:
     assert answers.endswith(b"xxxend")
 
 
+def test_nonsense_behind_a_request_and_the_end_do_not_take_its_answer(server: Server) -> None:
+    early = post(b"x", b"producer-id: p\r\nproducer-epoch: 0\r\nproducer-seq: 1\r\n")  # waits a moment for number 0
+    chunked = POST.replace(b"content-length: %d", b"transfer-encoding: chunked") % (b"", b"nonsense\r\n")
+    with connect(server) as connection:
+        connection.sendall(PUT + early + chunked)
+        connection.shutdown(socket.SHUT_WR)
+        answers = rest(connection)
+
+    assert statuses(answers) == [201, 409]
+
+
 @pytest.mark.parametrize("live", [b"long-poll", b"sse"])
 def test_whoever_has_said_all_and_waits_for_news_is_taken_for_gone(server: Server, live: bytes) -> None:
     assert isinstance(server.app, DurableStreamsApp)
