@@ -267,8 +267,8 @@ def _judge(call: Call, service: Service, status: int, headers: Mapping[str, str]
 def _check_type(call: Call, status: int, content_type: str) -> None:
     """Refuse what is not of the wanted type: an empty page of a proxy would pass for an empty batch of records."""
     media_type = content_type.partition(";")[0].strip().lower().replace("x-protobuf", "protobuf")
-    if call.accept is not None and media_type and media_type != call.accept:
-        found = preview(content_type.encode())
+    if call.accept is not None and (status != 200 or (media_type and media_type != call.accept)):
+        found = f"{status} {preview(content_type.encode())}".strip()
         raise S2ProtocolError(
             f"the answer is {found!r} instead of {call.accept}: is that S2, or a proxy?",
             status=status,

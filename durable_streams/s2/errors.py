@@ -289,6 +289,9 @@ def _plain_error(status: int, fields: dict[str, Any], body: bytes, facts: S2Fact
         retryable = status in RETRYABLE_STATUSES
         harmless = 400 <= status < 500 and status not in (408, 429, 499)
     facts["code"], facts["retryable"], facts["definite"] = code, retryable, harmless
+    if 300 <= status < 400 and (location := (facts.get("headers") or {}).get("location")):
+        # Not followed: the token would go where nobody meant it to, and a POST would become a GET.
+        message = f"redirected to {location.partition('?')[0]}: give the address that answers as the endpoint"
     if not isinstance(message, str) or not message:
         message = body[: 4 * _EXCERPT].decode("utf-8", "replace").strip() or "no message"
     if len(message) > _EXCERPT:

@@ -126,3 +126,14 @@ def test_a_timeout_of_the_transport_stays_a_timeout() -> None:
     assert type(error) is S2TimeoutError
     assert isinstance(error, TimeoutError)
     assert not error.definite
+
+
+def test_a_redirection_says_where_the_service_is() -> None:
+    error = error_from_reply(308, {"location": "https://a.example/v1/basins?prefix=x"}, b"<html>moved</html>")
+
+    assert str(error) == (
+        "HTTP 308 unknown: redirected to https://a.example/v1/basins: give the address that answers as the endpoint"
+        " (the write may have been applied)"
+    )
+    assert not error.retryable
+    assert str(error_from_reply(304, {}, b"")).startswith("HTTP 304 unknown: no message")

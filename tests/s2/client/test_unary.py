@@ -435,9 +435,11 @@ async def test_a_bomb_is_an_error(coding: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("encoding", ["protobuf", "base64"])
 async def test_an_answer_of_another_type_is_an_error_and_no_empty_page(encoding: Any) -> None:
     page = Reply(headers={"content-type": "text/html; charset=utf-8"})
-    async with serving(page, page) as (_, client, _):
+    async with serving(page, Reply(204), page) as (_, client, _):
         stream = client.basin("my-basin-01").stream("s", encoding=encoding)
-        with pytest.raises(S2ProtocolError, match="is 'text/html; charset=utf-8' instead of application") as read:
+        with pytest.raises(S2ProtocolError, match="is '200 text/html; charset=utf-8' instead of application") as read:
+            await stream.read()
+        with pytest.raises(S2ProtocolError, match="is '204' instead of application"):
             await stream.read()
         with pytest.raises(S2ProtocolError, match="is that S2, or a proxy") as append:
             await stream.append("x")
