@@ -537,6 +537,7 @@ class Connection(asyncio.Protocol):
             self.transport.close()
         else:
             self.cycle.keep_alive = False
+            self.cycle.admitted = True
 
     @property
     def idle(self) -> bool:

@@ -399,7 +399,7 @@ class DurableStreamsApp:
             return ""
         place, call.path = self._locate(raw_path(call.scope), call.scope.get("root_path", ""))
         if place not in health.PATHS:
-            if self.waits.stopping:
+            if self.waits.stopping and not call.admitted:
                 raise busy("the server is shutting down")
             if self.in_progress > self._most_requests:
                 raise busy("the server has as many requests as it takes at a time")

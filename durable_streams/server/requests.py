@@ -80,10 +80,11 @@ class Call:
         headers: Names in lower case; values of repeated ones joined with ", ". Empty until `read_headers`.
         common: Headers of every answer.
         varies: Names of headers of the request on which the answer depends whatever it is.
+        admitted: Whether it had begun to come when the server began to end: then it is served all the same.
         status: Of the answer; 0 before it has begun.
     """
 
-    __slots__ = ("_receive", "_send", "common", "headers", "method", "path", "scope", "status", "varies")
+    __slots__ = ("_receive", "_send", "admitted", "common", "headers", "method", "path", "scope", "status", "varies")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, common: Headers) -> None:
         self.scope: Scope = scope
@@ -93,6 +94,7 @@ class Call:
         self.method: str = scope["method"]
         self.path: str = ""
         self.headers: dict[bytes, bytes] = {}
+        self.admitted: bool = False
         self.status: int = 0
         self.varies: bytes = b""
 

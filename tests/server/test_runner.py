@@ -206,6 +206,34 @@ def test_the_server_stops_at_once_though_readers_wait(monkeypatch: pytest.Monkey
         connection.close()
 
 
+@pytest.mark.parametrize("size", [6, 100_000])
+def test_an_append_that_is_coming_in_when_the_server_ends_is_carried_out(size: int) -> None:
+    store = MemoryStore()
+    with Server(store) as server:
+        request(server, "PUT", "x", b"")
+        parts = urlsplit(server.base_url)
+        late = socket.create_connection((parts.hostname or "", parts.port or 0), timeout=20)
+        late.sendall(
+            b"POST /v1/stream/x HTTP/1.1\r\nHost: s\r\nContent-Type: application/octet-stream\r\n"
+            b"Content-Length: %d\r\n\r\nabc" % size
+        )
+        assert server._runner is not None
+        connections = server._runner.server_state.connections
+        while not any(each.cycle is not None and each.cycle.more_body for each in list(connections)):
+            time.sleep(0.001)
+        server.stop()
+        while all(each.cycle is None or each.cycle.keep_alive for each in list(connections)):  # type: ignore[union-attr]
+            time.sleep(0.001)
+        late.sendall(bytes(size - 3))
+
+        answer = late.recv(65536)
+
+    assert answer.startswith(b"HTTP/1.1 204 ")
+    assert b"\r\nconnection: close\r\n" in answer
+    assert store.figures().size == size
+    late.close()
+
+
 def test_a_reader_that_does_not_read_does_not_keep_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_uvicorn, "GRACE", 0.1)
     with Server(max_append_bytes=1 << 30) as server:
