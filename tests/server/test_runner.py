@@ -222,7 +222,7 @@ def test_an_append_that_is_coming_in_when_the_server_ends_is_carried_out(size: i
         while not any(each.cycle is not None and each.cycle.more_body for each in list(connections)):
             time.sleep(0.001)
         server.stop()
-        while all(each.cycle is None or each.cycle.keep_alive for each in list(connections)):  # type: ignore[union-attr]
+        while all(each.cycle is None or each.cycle.keep_alive for each in list(connections)):
             time.sleep(0.001)
         late.sendall(bytes(size - 3))
 
