@@ -47,8 +47,8 @@ class Duplex(Protocol):
         """End the request's body."""
         ...
 
-    async def receive(self) -> bytes:
-        """The next piece of the answer's body; b"" at its end."""
+    async def receive(self) -> bytes | memoryview:
+        """The next piece of the answer's body; b"" at its end. A large one may be a view."""
         ...
 
     async def aclose(self) -> None:

@@ -136,12 +136,16 @@ def compress(data: bytes, compression: Compression) -> bytes:
 
 
 class FrameDecoder:
-    """Turns the bytes of a session's body into frames."""
+    """Turns the bytes of a session's body into frames.
+
+    A payload is put together once, when all of it is there: until then its pieces are kept as they came.
+    """
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._size = 0  # bytes in parts
-        self._needed = 3  # before another look makes sense
+        self._head = b""  # of a frame, as long as it is not complete
+        self._flag = 0
+        self._parts: list[bytes | memoryview] = []  # of a payload
+        self._left = 0  # bytes of that payload that are still to come
         self._error: S2ProtocolError | None = None
         self._ended = False
 
@@ -149,8 +153,16 @@ class FrameDecoder:
         state = "failed" if self._error else "ended" if self._ended else f"{self._size} bytes of a frame"
         return f"<FrameDecoder: {state}>"
 
-    def feed(self, data: bytes) -> list[Frame | Terminal]:
+    @property
+    def _size(self) -> int:
+        """Bytes of a frame that is not complete."""
+        return 4 + sum(map(len, self._parts)) if self._left else len(self._head)
+
+    def feed(self, data: bytes | memoryview) -> list[Frame | Terminal]:
         """Take the next bytes of the body.
+
+        Args:
+            data: Read-only. Kept, not copied, until the payload that it is a part of is complete.
 
         Returns:
             The frames that are complete now. A `Terminal` is the last one ever.
@@ -160,22 +172,14 @@ class FrameDecoder:
                 raises, and so does every later call.
         """
         self.check()
-        if self._ended:
-            return []
-        self._parts.append(data)
-        self._size += len(data)
-        if self._size < self._needed:
-            return []
-        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         frames: list[Frame | Terminal] = []
         try:
-            rest = self._take(data, frames)
+            self._take(data, frames)
         except S2ProtocolError as error:
             self._error = error
-            rest = b""
-        self._parts, self._size = ([rest], len(rest)) if rest else ([], 0)
-        if self._error is not None and not frames:
-            raise self._error
+            self._parts.clear()
+            if not frames:
+                raise
         return frames
 
     def check(self) -> None:
@@ -198,29 +202,49 @@ class FrameDecoder:
         if self._size and not self._ended:
             raise S2ConnectionError(f"the session was cut: it ended after {self._size} bytes of a frame", phase="body")
 
-    def _take(self, data: bytes, frames: list[Frame | Terminal]) -> bytes:
-        """Append the complete frames of the data; returns what is left over."""
+    def _take(self, data: bytes | memoryview, frames: list[Frame | Terminal]) -> None:
+        """Append the frames that the data completes, and keep what is left over."""
         at, end = 0, len(data)
-        while end - at >= 3:
-            length = data[at] << 16 | data[at + 1] << 8 | data[at + 2]
+        while at < end and not self._ended:
+            if not self._left:
+                at = self._take_head(data, at, end)
+                if self._head:
+                    return
+            start, at = at, min(at + self._left, end)
+            self._left -= at - start
+            if self._left:
+                if start < at:
+                    self._parts.append(memoryview(data)[start:at] if start else data)
+                return
+            if self._parts:
+                payload = b"".join((*self._parts, memoryview(data)[start:at]))
+                self._parts.clear()
+            else:
+                payload = bytes(data[start:at])
+            frames.append(self._frame(payload))
+
+    def _take_head(self, data: bytes | memoryview, at: int, end: int) -> int:
+        """Read the head of a frame; returns the place after it, or the end if it is not complete."""
+        begin, at = at, min(at + 4 - len(self._head), end)
+        head = self._head + data[begin:at]
+        if len(head) >= 3:
+            length = head[0] << 16 | head[1] << 8 | head[2]
             if not 1 <= length <= MAX_FRAME_PAYLOAD_BYTES + 1:
                 raise S2ProtocolError(f"a frame has the length {length}, 1 to {MAX_FRAME_PAYLOAD_BYTES + 1} are legal")
-            start, stop = at + 4, at + 3 + length
-            if stop > end:
-                self._needed = stop - at
-                return data[at:] if at else data
-            flag = data[at + 3]
-            payload = data[start:stop]
-            if flag & TERMINAL:
-                frames.append(_terminal(flag, payload))
-                self._ended = True
-                return b""
-            if code := flag & _CODE_MASK:
-                payload = _decompress(payload, code)
-            frames.append(Frame(payload, bool(flag & RECONNECT)))
-            at = stop
-        self._needed = 3
-        return data[at:]
+            if len(head) == 4:
+                self._head, self._flag, self._left = b"", head[3], length - 1
+                return at
+        self._head = head
+        return at
+
+    def _frame(self, payload: bytes) -> Frame | Terminal:
+        flag = self._flag
+        if flag & TERMINAL:
+            self._ended = True
+            return _terminal(flag, payload)
+        if code := flag & _CODE_MASK:
+            payload = _decompress(payload, code)
+        return Frame(payload, bool(flag & RECONNECT))
 
 
 def _terminal(flag: int, payload: bytes) -> Terminal:

@@ -81,7 +81,7 @@ class Duplex:
         self._name = name
         self._timeouts = timeouts
         self._head: Head | None = None
-        self._pieces: deque[bytes] = deque()
+        self._pieces: deque[bytes | memoryview] = deque()
         self._size = 0  # bytes in the pieces
         self._fault: Fault | None = None
         self._closed = self._ended = False
@@ -122,8 +122,8 @@ class Duplex:
             await self._wait_readable()
         return self._head.status, self._head.headers
 
-    async def receive(self) -> bytes:
-        """The next piece of the body, of any size; b"" when it is complete.
+    async def receive(self) -> bytes | memoryview:
+        """The next piece of the body, of any size; b"" when it is complete. A large one is a view, made for joining.
 
         What has come is given at once, and may be received even after a fault. Taking it lets the server send more.
 
@@ -241,7 +241,7 @@ class Duplex:
         self._head = head
         self.on_data(b"", end=head.end_stream)
 
-    def on_data(self, data: bytes, *, end: bool) -> None:
+    def on_data(self, data: bytes | memoryview, *, end: bool) -> None:
         """A piece of the body has come, perhaps the last."""
         if data:
             self._pieces.append(data)

@@ -11,8 +11,9 @@
 
 `FrameReader` turns received bytes, split anywhere, into frames. Three things in it are worth knowing:
 
-* DATA is handed on as it comes. A frame of 1 MiB that arrives in five pieces makes five `Data`, and a piece that is
-  exactly what was received is not copied. The first piece tells the length of the whole frame, as flow control counts
+* DATA is handed on as it comes. A frame of 1 MiB that arrives in five pieces makes five `Data`, and a large piece is
+  not copied: it is a view of what was received, unless it is so small a part that keeping it would waste the rest. The
+  first piece tells the length of the whole frame, as flow control counts
   a frame when it begins; only the last can end the stream.
 * A header block is one value, however many CONTINUATION frames it took; it is bounded in bytes and in frames.
 * Padding and PRIORITY are checked and dropped, and frames of unknown types are skipped, as the RFC asks for.
@@ -71,6 +72,10 @@ _31_BITS = 0x7FFF_FFFF
 _PRIORITY_SIZE = 5
 # Padding (at most 255 bytes and their length) and priority come on top of a header block in HEADERS.
 _HEADERS_EXTRA = 256 + _PRIORITY_SIZE
+# A piece of DATA is a view from so many bytes on, and only if it is at least this part of what was received: so what a
+# stream keeps holds at most four times its own size in memory.
+_LEAST_VIEW = 16 << 10
+_VIEW_SHARE = 4
 # What is kept of the words in GOAWAY.
 _MOST_DEBUG = 1024
 # Frames that belong to a stream, those that never do, and those of one size.
@@ -147,14 +152,14 @@ class Data:
 
     Attributes:
         stream_id: Of which stream.
-        data: The bytes, without padding; may be empty.
+        data: The bytes, without padding; may be empty. A view of what was received if they are many.
         end_stream: Whether this is the last piece of a frame that ends the stream.
         length: On the first piece of a frame what the frame counts for flow control, padding included; else 0.
         padding: How much of `length` is no data.
     """
 
     stream_id: int
-    data: bytes
+    data: bytes | memoryview
     end_stream: bool = False
     length: int = 0
     padding: int = 0
@@ -383,8 +388,12 @@ class FrameReader:
         """
         stream_id = self._data_stream
         end = min(position + self._data_left, len(data))
-        piece = data if end - position == len(data) else data[position:end]
-        self._data_left -= len(piece)
+        size = end - position
+        piece: bytes | memoryview = data
+        if size != len(data):
+            large = size >= _LEAST_VIEW and size * _VIEW_SHARE >= len(data)
+            piece = memoryview(data)[position:end] if large else data[position:end]
+        self._data_left -= size
         dropped = min(self._data_padding, len(data) - end)
         self._data_padding -= dropped
         end_stream = False

@@ -79,10 +79,11 @@ def test_all_vectors_are_found_at_every_split() -> None:
     expected = [frame for _, frame in VECTORS if isinstance(frame, Frame)] + [VECTORS[4][1]]
 
     for cut in range(len(data) + 1):
-        decoder = FrameDecoder()
-        frames = decoder.feed(data[:cut]) + decoder.feed(data[cut:])
-        decoder.finish()
-        assert frames == expected
+        for whole in (data, memoryview(data)):
+            decoder = FrameDecoder()
+            frames = decoder.feed(whole[:cut]) + decoder.feed(whole[cut:])
+            decoder.finish()
+            assert frames == expected
     decoder = FrameDecoder()
     assert [frame for byte in data for frame in decoder.feed(bytes([byte]))] == expected
     decoder.finish()
@@ -100,12 +101,14 @@ def test_any_frames_in_any_split_come_back_as_they_were(
     data = b"".join(_frames.encode_frame(payload, how) for payload, how in frames)
     cuts = sorted(draw.draw(st.lists(st.integers(0, len(data)), max_size=6)))
 
-    decoder, found = FrameDecoder(), []
-    for start, stop in zip([0, *cuts], [*cuts, len(data)], strict=True):
-        found += decoder.feed(data[start:stop])
-    decoder.finish()
+    for whole in (data, memoryview(data)):
+        decoder, found = FrameDecoder(), []
+        for start, stop in zip([0, *cuts], [*cuts, len(data)], strict=True):
+            found += decoder.feed(whole[start:stop])
+        decoder.finish()
 
-    assert found == [Frame(payload) for payload, _ in frames]
+        assert found == [Frame(payload) for payload, _ in frames]
+        assert {type(frame.payload) for frame in found if isinstance(frame, Frame)} <= {bytes}
 
 
 @pytest.mark.parametrize("how", ["gzip", "zstd"])
@@ -284,6 +287,17 @@ def test_feeding_many_small_pieces_of_a_large_frame_takes_linear_time() -> None:
         assert decoder.feed(bytes(100)) == []
 
     assert decoder.feed(bytes(100)) == [Frame(bytes(1_000_000))]
+    assert repr(decoder) == "<FrameDecoder: 0 bytes of a frame>"
+
+
+def test_a_decoder_tells_how_much_of_a_frame_it_has() -> None:
+    data = _frames.frame_head(20) + bytes(20)
+    decoder = FrameDecoder()
+
+    for cut in range(len(data)):
+        assert repr(decoder) == f"<FrameDecoder: {cut} bytes of a frame>"
+        found = decoder.feed(data[cut : cut + 1])
+    assert found == [Frame(bytes(20))]
     assert repr(decoder) == "<FrameDecoder: 0 bytes of a frame>"
 
 

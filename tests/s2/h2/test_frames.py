@@ -66,7 +66,7 @@ def joined(frames: list[Frame]) -> list[Frame]:
         before = answer[-1] if answer else None
         goes_on = isinstance(before, Data) and not before.end_stream and before.stream_id == frame_stream(frame)
         if goes_on and isinstance(frame, Data) and isinstance(before, Data):
-            both = (before.data + frame.data, frame.end_stream)
+            both = (bytes(before.data) + frame.data, frame.end_stream)
             total = (before.length + frame.length, before.padding + frame.padding)
             answer[-1] = Data(frame.stream_id, *both, *total)
         else:
@@ -119,6 +119,24 @@ def test_a_piece_of_data_that_is_what_was_received_is_not_copied() -> None:
 
     assert isinstance(frame, Data)
     assert frame.data is piece
+
+
+def test_a_large_piece_of_data_is_a_view_unless_it_would_keep_much_more_alive() -> None:
+    size, other = 40_000, 200_000
+    reader = FrameReader(max_frame_size=1 << 20)
+    large, small = raw(h2.DATA, 0, 1, bytes(size)), raw(h2.DATA, 0, 3, b"x" * 9)
+
+    first, between = [frame for frame in reader.feed(large + small) if isinstance(frame, Data)]
+    assert first == Data(1, bytes(size), length=size)
+    assert isinstance(first.data, memoryview)
+    assert first.data.readonly
+    assert between == Data(3, b"x" * 9, length=9)
+    assert isinstance(between.data, bytes)
+    frames = reader.feed(large + raw(h2.DATA, 0, 3, bytes(other)))
+    part, rest = [frame for frame in frames if isinstance(frame, Data)]
+    assert part == Data(1, bytes(size), length=size)
+    assert isinstance(part.data, bytes)
+    assert isinstance(rest.data, memoryview)
 
 
 def test_a_long_data_frame_is_handed_on_as_it_comes_and_counts_once() -> None:
