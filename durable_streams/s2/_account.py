@@ -16,7 +16,7 @@ from ..errors import InvalidArgumentError
 from . import _names
 from ._access_tokens import AccessTokens
 from ._basins import Basins
-from ._context import AccessToken, Compression, S2Timeouts, Service, one_of
+from ._context import RECEIVE_WINDOW, AccessToken, Compression, S2Timeouts, Service, one_of
 from ._endpoints import Endpoints
 from ._locations import Locations
 from ._metrics import Metrics
@@ -48,6 +48,9 @@ class S2:
         ssl_context: For https; None trusts the system's certificate authorities.
         rng: Source of jitter; None makes a new one.
         on_retry: Plain function, called with each failure that is about to be repeated, also of sessions.
+        receive_window: Bytes that the server may send ahead of your loop on each session over HTTP/2, and on each
+            connection at a time, 65,535 to 2**31 - 1. That much memory a slow reader may cost; more of it keeps a
+            fast reader busy over a long way.
 
     Attributes:
         basins: The account's basins.
@@ -72,6 +75,7 @@ class S2:
         ssl_context: ssl.SSLContext | None = None,
         rng: random.Random | None = None,
         on_retry: Callable[[RetryDetails], None] | None = None,
+        receive_window: int = RECEIVE_WINDOW,
     ) -> None:
         if not callable(access_token):
             _names.access_token(access_token)
@@ -92,6 +96,7 @@ class S2:
             ssl_context=ssl_context,
             rng=rng or random.Random(),
             on_retry=on_retry,
+            receive_window=receive_window,
         )
         self.basins: Basins = Basins(self._service)
         self.access_tokens: AccessTokens = AccessTokens(self._service)
@@ -110,6 +115,7 @@ class S2:
         ssl_context: ssl.SSLContext | None = None,
         rng: random.Random | None = None,
         on_retry: Callable[[RetryDetails], None] | None = None,
+        receive_window: int = RECEIVE_WINDOW,
     ) -> S2:
         """A client from `S2_ACCESS_TOKEN`, `S2_ACCOUNT_ENDPOINT` and `S2_BASIN_ENDPOINT`.
 
@@ -122,6 +128,7 @@ class S2:
             ssl_context: See `S2`.
             rng: See `S2`.
             on_retry: See `S2`.
+            receive_window: See `S2`.
 
         Raises:
             InvalidArgumentError: there is no token, or only one of the endpoints.
@@ -140,6 +147,7 @@ class S2:
             ssl_context=ssl_context,
             rng=rng,
             on_retry=on_retry,
+            receive_window=receive_window,
         )
 
     # -- What it is ----------------------------------------------------------------------------------------

@@ -47,6 +47,8 @@ SessionTransport = Literal["auto", "s2s", "http"]
 #: How records travel in unary calls, and in the server-sent events of "http" read sessions (these as base64 at least).
 Encoding = Literal["protobuf", "base64", "raw"]
 
+#: Bytes that a server may send ahead, on each HTTP/2 stream and connection, unless told otherwise (S2 4.8).
+RECEIVE_WINDOW: int = 10 << 20
 #: Seconds that leaving a client may take over open connections.
 _CLOSE_GRACE = 2.0
 #: Tokens that are looked for in what a server says.
@@ -86,6 +88,7 @@ class Service:
         ssl_context: For https; None trusts the system's certificate authorities.
         rng: Source of jitter.
         on_retry: Called with each failure that is about to be repeated.
+        receive_window: Bytes that a server may send ahead, on each HTTP/2 stream and connection.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class Service:
         ssl_context: ssl.SSLContext | None,
         rng: random.Random,
         on_retry: Callable[[RetryDetails], None] | None = None,
+        receive_window: int = RECEIVE_WINDOW,
     ) -> None:
         self._access_token = access_token
         self.endpoints = endpoints
@@ -108,6 +112,7 @@ class Service:
         self.compression = compression
         self.rng = rng
         self.on_retry = on_retry
+        self._receive_window = validate.integer("receive_window", receive_window, minimum=65_535, maximum=2**31 - 1)
         self._ssl_context = ssl_context
         self._transport = transport
         self._owns_transport = transport is None
@@ -198,7 +203,7 @@ class Service:
                         "hpack is needed for S2 sessions over HTTP/2: pip install 'durable-streams-anyio[s2]'",
                         name=error.name,
                     ) from error
-                pool = H2Pool(ssl_context=self._ssl_context)
+                pool = H2Pool(ssl_context=self._ssl_context, window=self._receive_window)
                 await pool.start(self._task_group)
                 self._pool = pool
                 if self.closed:  # meanwhile

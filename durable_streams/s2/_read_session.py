@@ -347,8 +347,11 @@ class ReadSession:
         """
         return self._core.caught_up and self._rest_at >= len(self._rest)
 
-    async def wait_caught_up(self) -> None:
+    async def wait_caught_up(self) -> StreamPosition:
         """Wait until `is_caught_up`. If nobody is reading, this reads ahead, by one batch at the most.
+
+        Returns:
+            The tail that was reached.
 
         Raises:
             S2SessionClosedError: the session ended before; what ended it is the cause.
@@ -368,6 +371,8 @@ class ReadSession:
                 await self._changed.wait()
             else:
                 await self._pull(lambda: core.ready or core.caught_up)
+        assert core.tail is not None, "whoever has caught up has been told of it"
+        return core.tail
 
     def _tell(self) -> None:
         """Something has changed for those who wait to catch up."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from .._core.exchange import RetryDetails
 from ..errors import InvalidArgumentError
@@ -12,7 +12,7 @@ from . import _json_records, _proto
 from ._config import StreamConfig, stream_header
 from ._context import StreamContext
 from ._reading import ReadOptions, ReadPage, read_start
-from ._retry import S2Retry
+from ._retry import S2Retry, parse_retry
 from ._unary import JSON, PROTOBUF, Call, request
 from ._values import (
     MAX_BATCH_BYTES,
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 #: A record to append: text and bytes stand for a record with that body and no headers.
 RecordLike = AppendRecord | str | bytes
+
+F = TypeVar("F")
 
 _FORMAT = "s2-format"
 
@@ -99,7 +101,7 @@ class Stream:
             S2Error: see `durable_streams.s2.errors`. With `definite` False it may have been stored.
         """
         batch = append_input(records, match_seq_num=match_seq_num, fencing_token=fencing_token)
-        if read_back and batch.match_seq_num is None:
+        if _flag("read_back", read_back) and batch.match_seq_num is None:
             raise InvalidArgumentError("read_back needs match_seq_num: without it there is no place to look at")
         try:
             return await self._append(batch, stream_config)
@@ -225,7 +227,7 @@ class Stream:
         max_in_flight_batches: int | None = None,
         stream_config: StreamConfig | None = None,
         read_back: bool = False,
-        retry: S2Retry | None = None,
+        retry: S2Retry | Mapping[str, Any] | None = None,
         on_retry: Callable[[RetryDetails], None] | None = None,
     ) -> AppendSession:
         """A session that appends batches in order, many under way at a time: `async with stream.append_session()`.
@@ -237,7 +239,7 @@ class Stream:
             stream_config: Configuration for the stream if appending makes it, where the basin is set so.
             read_back: Before giving up on a batch with `match_seq_num` that may have been stored, look whether it is
                 there; see `append`.
-            retry: Over the client's.
+            retry: Over the client's, in the same forms, but for its limits of time.
             on_retry: Plain function, called with each failure that is followed by another try; over the client's.
         """
         from ._append_session import AppendSession
@@ -247,9 +249,9 @@ class Stream:
             max_in_flight_bytes=max_in_flight_bytes,
             max_in_flight_batches=max_in_flight_batches,
             stream_config=stream_config_header(stream_config),
-            read_back=read_back,
-            retry=retry,
-            on_retry=on_retry or self._context.service.on_retry,
+            read_back=_flag("read_back", read_back),
+            retry=session_retry(retry),
+            on_retry=_function("on_retry", on_retry) or self._context.service.on_retry,
         )
 
     def producer(
@@ -264,7 +266,7 @@ class Stream:
         max_in_flight_batches: int | None = None,
         stream_config: StreamConfig | None = None,
         read_back: bool = False,
-        retry: S2Retry | None = None,
+        retry: S2Retry | Mapping[str, Any] | None = None,
         on_retry: Callable[[RetryDetails], None] | None = None,
     ) -> Producer:
         """A session that takes single records and makes batches of them: `async with stream.producer()`.
@@ -317,7 +319,7 @@ class Stream:
         ignore_command_records: bool = False,
         stream_config: StreamConfig | None = None,
         unlimited_retries: bool = False,
-        retry: S2Retry | None = None,
+        retry: S2Retry | Mapping[str, Any] | None = None,
         on_gap: Callable[[Gap], None] | None = None,
         on_retry: Callable[[RetryDetails], None] | None = None,
     ) -> ReadSession:
@@ -340,7 +342,7 @@ class Stream:
             ignore_command_records: Leave out fence and trim records.
             stream_config: Configuration for the stream if reading makes it, where the basin is set so.
             unlimited_retries: Repeat whatever may pass without end, instead of `max_attempts` times in a row.
-            retry: Over the client's.
+            retry: Over the client's, in the same forms, but for its limits of time.
             on_gap: Plain function, called before records are handed over that follow trimmed ones.
             on_retry: Plain function, called with each failure that is followed by another try; over the client's.
         """
@@ -359,10 +361,10 @@ class Stream:
             self._context,
             options,
             stream_config=stream_config_header(stream_config),
-            unlimited_retries=unlimited_retries,
-            retry=retry,
-            on_gap=on_gap,
-            on_retry=on_retry or self._context.service.on_retry,
+            unlimited_retries=_flag("unlimited_retries", unlimited_retries),
+            retry=session_retry(retry),
+            on_gap=_function("on_gap", on_gap),
+            on_retry=_function("on_retry", on_retry) or self._context.service.on_retry,
         )
 
     # -- Doubt ---------------------------------------------------------------------------------------------
@@ -446,6 +448,33 @@ def stream_config_header(config: Any) -> str | None:
     if config is not None and not isinstance(config, StreamConfig):
         raise TypeError(f"stream_config must be StreamConfig or None, got {type(config).__name__}")
     return stream_header(config)
+
+
+def session_retry(options: S2Retry | Mapping[str, Any] | None) -> S2Retry | None:
+    """Retry options of one session; None leaves it to the client's.
+
+    Raises:
+        TypeError: it is something else, or an option has a wrong type.
+        InvalidArgumentError: an option is unknown, out of range, or a limit of time, which is the client's.
+    """
+    if options is None:
+        return None
+    retry, times = parse_retry(options)
+    if times:
+        raise InvalidArgumentError("retry: limits of time belong to the client, see S2Timeouts")
+    return retry
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+    return value
+
+
+def _function(name: str, value: F) -> F:
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be callable or None, got {type(value).__name__}")
+    return value
 
 
 def _checked_ack(ack: AppendAck, count: int) -> AppendAck:

@@ -16,11 +16,12 @@ from durable_streams.s2 import (
     BasinConfig,
     Producer,
     S2Retry,
+    S2ServerError,
     S2SessionClosedError,
     Stream,
     StreamConfig,
 )
-from durable_streams.testing import S2Fake
+from durable_streams.testing import S2Fake, S2Fault
 
 pytestmark = pytest.mark.anyio
 
@@ -158,6 +159,43 @@ async def test_sessions_inherit_the_retry_options() -> None:
         assert stream.append_session(retry=S2Retry())._core.policy == "all"
 
 
+@pytest.mark.parametrize("window", [65_535, 1 << 24])
+async def test_a_server_sends_no_further_ahead_than_it_is_allowed(window: int) -> None:
+    async with serving(receive_window=window) as (fake, s2):
+        stream = s2.basin(BASIN).stream("s")
+        for _ in range(4):
+            await stream.append(b"x" * 500_000)
+        async with stream.read_session(wait=0) as session:
+            batch = await anext(session)
+            [connection] = [each for each in fake._connections if hasattr(each, "peer_window")]
+            assert connection.peer_window == window
+            assert len(batch.records) + sum([len(rest.records) async for rest in session]) == 4
+
+
+@pytest.mark.parametrize(("window", "words"), [(65_534, "at least 65535"), (2**31, "at most 2147483647")])
+async def test_a_window_that_http2_has_not_is_refused(window: int, words: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"receive_window must be {words}"):
+        S2("ignored", receive_window=window)
+
+
+async def test_retry_options_of_a_session_come_in_the_same_forms() -> None:
+    told: list[int] = []
+    async with serving() as (fake, s2):
+        stream = s2.basin(BASIN).stream("s")
+        options = {"maxAttempts": 2, "minBaseDelayMillis": 1, "appendRetryPolicy": "noSideEffects"}
+        async with stream.append_session(retry=options) as session:
+            await session.submit("a")
+        fake.faults.script([S2Fault("refuse", status=503, code="unavailable") for _ in range(2)])
+        with pytest.raises(S2ServerError):
+            async with stream.read_session(
+                retry=options, on_retry=lambda details: told.append(details.attempt)
+            ) as reader:
+                await anext(reader)
+
+    assert len(told) == 1
+    assert session._core.policy == "no_side_effects"
+
+
 async def test_wrong_options_of_sessions_are_refused_at_once() -> None:
     stream = S2("ignored", endpoints="http://localhost:8080").basin(BASIN).stream("s")
 
@@ -168,11 +206,24 @@ async def test_wrong_options_of_sessions_are_refused_at_once() -> None:
         lambda: stream.producer(linger=-1),
         lambda: stream.read_session(seq_num=0, tail_offset=0),
         lambda: stream.read_session(timestamp=5, until=4),
+        lambda: stream.read_session(retry={"attempts": 5}),
+        lambda: stream.append_session(retry={"requestTimeoutMillis": 5}),
     ):
         with pytest.raises(InvalidArgumentError):
             call()
-    with pytest.raises(TypeError):
-        stream.append_session(stream_config={})  # type: ignore[arg-type]
+    wrong: Any = 5
+    for call in (
+        lambda: stream.append_session(stream_config=wrong),
+        lambda: stream.append_session(read_back=wrong),
+        lambda: stream.append_session(retry=wrong),
+        lambda: stream.producer(on_retry=wrong),
+        lambda: stream.read_session(retry=wrong),
+        lambda: stream.read_session(on_gap=wrong),
+        lambda: stream.read_session(on_retry=wrong),
+        lambda: stream.read_session(unlimited_retries=wrong),
+    ):
+        with pytest.raises(TypeError):
+            call()
 
 
 @pytest.mark.parametrize(("made", "method"), [(AppendSession, Stream.append_session), (Producer, Stream.producer)])

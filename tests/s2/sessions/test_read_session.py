@@ -563,10 +563,10 @@ async def test_an_empty_stream_is_caught_up_at_once_although_nobody_reads() -> N
 
     async with reading(world) as session:
         before = session.is_caught_up
-        await session.wait_caught_up()
+        tail = await session.wait_caught_up()
 
     assert before is False
-    assert session.last_observed_tail == StreamPosition(0, 0)
+    assert tail == session.last_observed_tail == StreamPosition(0, 0)
 
 
 async def test_waiting_to_catch_up_reads_ahead_one_batch_at_the_most() -> None:
