@@ -6,7 +6,7 @@ import random
 import warnings
 from collections.abc import Generator, Mapping
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from .._core import validate, wire
 from .._core.backoff import BackoffOptions
@@ -56,6 +56,14 @@ class StreamSession:
     ) -> None:
         if self._response is not None:
             await self._response.aclose()
+
+    if not TYPE_CHECKING:  # Type checkers find the mistake by themselves.
+
+        def __getattr__(self, name: str) -> NoReturn:
+            hint = ""
+            if not name.startswith("_") and hasattr(StreamResponse, name):
+                hint = f": open it first, `async with stream(...) as response`, then use `response.{name}`"
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
 
     def __repr__(self) -> str:
         return f"<StreamSession {self._options.url}, {'opened' if self._opened else 'not opened'}>"

@@ -220,7 +220,9 @@ def parse_url(url: str) -> Address:
         raise InvalidArgumentError("url cannot be parsed: its host or port is invalid") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         shown = f"{parts.scheme}:..." if parts.scheme else repr(parts.path.rpartition("@")[2][:40])
-        raise InvalidArgumentError(f"url must be an absolute http or https URL, got {shown}")
+        raise InvalidArgumentError(
+            f"url must be an absolute http or https URL, got {shown}; it looks like http://localhost:4437/v1/stream/chat"
+        )
     if "#" in url:
         raise InvalidArgumentError("url must not have a fragment (#...)")
     authorization = None

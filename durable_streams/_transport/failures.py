@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Sequence
 
@@ -59,4 +60,18 @@ def _detail(error: BaseException) -> str:
     tls = tls_error(error)
     if isinstance(tls, ssl.SSLCertVerificationError):
         return tls.verify_message
-    return str(error if tls is None else tls).strip()
+    if tls is not None:
+        return str(tls).strip()
+    return _system_reason(error) or str(error).strip()
+
+
+def _system_reason(error: BaseException) -> str | None:
+    """What the operating system or the resolver said: "Connection refused". Libraries put other words around it."""
+    causes: list[BaseException] = [error]
+    for cause in causes:  # which grows
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno) if cause.errno > 0 else cause.strerror
+        if isinstance(cause, BaseExceptionGroup):
+            causes.extend(cause.exceptions)
+        causes.extend(inner for inner in (cause.__cause__ or cause.__context__,) if inner is not None)
+    return None

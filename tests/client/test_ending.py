@@ -564,6 +564,16 @@ async def test_a_session_that_was_never_awaited_warns() -> None:
     assert message == "<StreamSession http://host/s?secret=..., not opened> was never awaited"
 
 
+async def test_using_a_session_that_is_not_open_says_how_to_open_it() -> None:
+    session: Any = stream("http://host.invalid/s")
+    with pytest.raises(AttributeError, match=r"no attribute 'json': open it first, `async with stream\(\.\.\.\) as"):
+        session.json()
+    with pytest.raises(AttributeError, match=r"no attribute 'nonsense'$"):
+        _ = session.nonsense
+    with pytest.warns(ResourceWarning, match="never awaited"):
+        del session
+
+
 @pytest.mark.parametrize("half_read", [False, True])
 async def test_a_response_that_is_dropped_warns_and_its_socket_is_closed(half_read: bool) -> None:
     async with ScriptedServer() as server:
