@@ -36,7 +36,7 @@ from .subscriptions.webhooks import Webhooks
 from .waiting import Waits
 
 if TYPE_CHECKING:
-    from ._connection import Exchange
+    from ._exchange import Exchange
 
 logger: logging.Logger = logging.getLogger("durable_streams.server")
 access_logger: logging.Logger = logging.getLogger("durable_streams.access")

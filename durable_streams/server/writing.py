@@ -29,7 +29,7 @@ from .responses import (
 from .stores.base import AppendResult, Created, CreateRequest, Gone, Missing, StreamInfo
 
 if TYPE_CHECKING:
-    from ._connection import Exchange
+    from ._exchange import Exchange
     from .http import DurableStreamsApp
     from .metrics import Metrics
     from .stores.abilities import PromptStore
