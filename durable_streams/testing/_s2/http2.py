@@ -242,7 +242,7 @@ class Http2Connection:
         if frame.padding:
             await exchange.credit(frame.padding)
         if frame.data:
-            exchange.on_data(frame.data)
+            exchange.on_data(bytes(frame.data))
         if frame.end_stream:
             exchange.on_end()
 
