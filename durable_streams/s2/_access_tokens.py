@@ -146,6 +146,9 @@ class AccessTokens:
     ) -> str:
         """Make a token. Its secret is returned here and shown never again.
 
+        If the answer is lost, so is the secret, and the id is taken: the error is not `definite` then. Revoke the id
+        and make the token again.
+
         Args:
             id: Name for the token, of 1 to 96 bytes.
             scope: What it permits.

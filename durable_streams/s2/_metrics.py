@@ -21,6 +21,7 @@ Interval = Literal["minute", "hour", "day"]
 Moment = datetime | int
 
 _MAX_U32 = 2**32 - 1
+_LAST_SECOND = 253_402_300_799  # of the year 9999: no calendar of Python's goes beyond
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +194,14 @@ def _points(fields: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
     points = fields.get("values")
     if not isinstance(points, list) or not all(isinstance(point, list) and len(point) == 2 for point in points):
         raise S2ProtocolError("the answer's values are no pairs of time and number")
-    return tuple((int(_number(second)), _number(number)) for second, number in points)
+    return tuple((_second(second), _number(number)) for second, number in points)
+
+
+def _second(value: Any) -> int:
+    second = int(_number(value))
+    if not 0 <= second <= _LAST_SECOND:
+        raise S2ProtocolError(f"the answer has {str(value)[:100]!r} where a time belongs")
+    return second
 
 
 def _words(fields: Mapping[str, Any]) -> tuple[str, ...]:

@@ -7,9 +7,10 @@ import signal
 import ssl
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import pytest
@@ -61,13 +62,23 @@ def lines(done: Done) -> list[Any]:
 # -- Where the service is --------------------------------------------------------------------------------------
 
 
-class _NoBasins(BaseHTTPRequestHandler):
-    """Has no basins."""
+VALUES = [
+    {"scalar": {"name": "storage", "unit": "bytes", "value": 5}},
+    {"accumulation": {"name": "ops", "unit": "operations", "interval": "hour", "values": [[0, 1], [3600, 2.5]]}},
+    {"label": {"name": "basins", "values": ["basin-01"]}},
+]
+
+
+class _Hosted(BaseHTTPRequestHandler):
+    """Has no basins, and measurements, which neither the fake nor s2 lite has."""
 
     protocol_version = "HTTP/1.1"
+    asked: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
-        body = b'{"basins":[],"has_more":false}'
+        self.asked.append(self.path)
+        answer = {"values": VALUES} if "metrics" in self.path else {"basins": [], "has_more": False}
+        body = json.dumps(answer).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
         self.send_header("connection", "close")
@@ -78,18 +89,28 @@ class _NoBasins(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+@contextmanager
+def hosted(context: ssl.SSLContext | None = None) -> Iterator[str]:
+    """URL of a server that is like s2.dev."""
+    with HTTPServer(("127.0.0.1", 0), _Hosted) as server:
+        if context is not None:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"{'http' if context is None else 'https'}://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @pytest.fixture
 def own_certificate() -> Iterator[str]:
     """URL of a server with a certificate that nobody vouches for."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("somewhere.example").configure_cert(context)
-    with HTTPServer(("127.0.0.1", 0), _NoBasins) as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"https://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with hosted(context) as url:
+        yield url
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(run: Run, own_certificate: str) -> None:
@@ -376,6 +397,33 @@ def test_progress_is_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
 
     assert "256 records, 256 per second, 7 batches pending" in terminal.getvalue()
     assert terminal.getvalue().endswith("400 records, 200 per second\x1b[K\n")
+
+
+def test_measurements_are_printed_line_by_line(run: Run) -> None:
+    times = ["--start", "1970-01-01", "--end", "7200", "--interval", "hour"]
+    with hosted() as url:
+        _Hosted.asked.clear()
+        of_stream = lines(run("s2", "metrics", "storage", "basin-01/a b", *times, "--endpoint", url))
+        of_basin = lines(run("s2", "metrics", "storage", "s2://basin-01", "--endpoint", url))
+        of_account = lines(run("s2", "metrics", "active-basins", "--endpoint", url))
+
+    assert of_stream == of_basin == of_account
+    assert of_stream == [
+        {"kind": "scalar", "name": "storage", "unit": "bytes", "value": 5},
+        {
+            "kind": "accumulation",
+            "name": "ops",
+            "unit": "operations",
+            "interval": "hour",
+            "values": [[0, 1], [3600, 2.5]],
+        },
+        {"kind": "label", "name": "basins", "values": ["basin-01"]},
+    ]
+    assert _Hosted.asked == [
+        "/v1/metrics/basin-01/a%20b?set=storage&start=0&end=7200&interval=hour",
+        "/v1/metrics/basin-01?set=storage",
+        "/v1/metrics?set=active-basins",
+    ]
 
 
 def test_measurements_are_drawn_for_a_person() -> None:

@@ -438,6 +438,8 @@ async def test_metrics_are_read_and_unknown_kinds_left_out() -> None:
         {"scalar": {"name": "n", "unit": "bytes", "value": float("inf")}},
         {"gauge": {"name": "g", "unit": "usd", "values": [[1]]}},
         {"gauge": {"name": "g", "unit": "usd", "values": [[float("nan"), 1]]}},
+        {"gauge": {"name": "g", "unit": "usd", "values": [[-1, 1]]}},
+        {"accumulation": {"name": "a", "unit": "bytes", "values": [[10**20, 1]]}},
         {"label": {"name": "l", "values": [5]}},
         {"label": {}},
     ],

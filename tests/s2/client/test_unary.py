@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from durable_streams import InvalidArgumentError, NetworkError, RetryDetails, Timeouts
@@ -27,6 +28,7 @@ from durable_streams.s2 import (
     Stream,
 )
 from durable_streams.s2._proto import decode_append_input
+from durable_streams.testing import S2Fake
 from tests.scripted import DROP, RESET, Reply, ScriptedServer
 
 pytestmark = pytest.mark.anyio
@@ -351,6 +353,37 @@ async def test_a_read_that_waits_has_its_wait_on_top_of_the_limit() -> None:
         assert page.records == ()
         assert len(server.requests) == 1
         assert server.requests[0].query == {"seq_num": "0", "wait": "30"}
+
+
+async def test_a_call_may_be_cancelled_at_any_step() -> None:
+    cancelled = whole = 0
+    async with S2Fake() as fake:
+        fake.add_basin("my-basin-01", streams=["s"])
+        async with S2(TOKEN, endpoints=fake.url, retry=QUICK) as client:
+            stream = client.basin("my-basin-01").stream("s")
+            for steps in range(60):
+                with anyio.CancelScope() as scope:
+                    async with anyio.create_task_group() as group:
+
+                        async def cut(steps: int = steps, scope: anyio.CancelScope = scope) -> None:
+                            for _ in range(steps):
+                                await anyio.lowlevel.checkpoint()
+                            scope.cancel()
+
+                        group.start_soon(cut)
+                        await stream.append([f"{steps}", "second"])
+                        whole += 1
+                        await stream.read(tail_offset=1)
+                        group.cancel_scope.cancel()
+                cancelled += scope.cancelled_caught
+            tail = await stream.check_tail()
+            assert tail.seq_num == len(fake.records("my-basin-01", "s"))
+
+        await fake.wait_open(0)
+    bodies = [record.body for record in fake.records("my-basin-01", "s")]
+    assert bodies[1::2] == [b"second"] * (len(bodies) // 2)
+    assert len(set(bodies[::2])) == len(bodies) // 2 >= whole
+    assert cancelled > 10
 
 
 async def test_cancelling_a_call_closes_its_connection() -> None:
