@@ -408,6 +408,8 @@ class ReadSession:
         headers = head.headers
         before = self._offset
         after = headers.get(wire.NEXT_OFFSET) or before
+        if after == wire.NOW:
+            after = before  # No position: what is written until the next request would be lost.
         empty = not body or (self.json and json_mode.is_empty(body[0]))
         closed = wire.is_true(headers.get(wire.CLOSED))
         # 204 and 304 say by themselves that there is nothing more at the moment; but a 304 about a page that the user
@@ -522,8 +524,8 @@ class ReadSession:
         self._offset = after
         self._cursor = control.cursor or self._cursor
         self._up_to_date = up_to_date
-        if parts or after != before:
-            self._progressed = True
+        if after != before:
+            self._progressed = True  # Data alone is none: it would come again with each connection.
         if parts or control.up_to_date or closed:
             self._pages.append(Page(parts, Checkpoint(after, self._cursor, up_to_date, closed), before))
         if closed:

@@ -166,7 +166,7 @@ def parse_control(data: bytes) -> Control:
     if not isinstance(fields, dict):
         raise ParseError("control event is not a JSON object", preview=preview(data))
     offset, cursor = fields.get(wire.CONTROL_NEXT_OFFSET), fields.get(wire.CONTROL_CURSOR)
-    if type(offset) is not str or not offset:
+    if type(offset) is not str or not offset or offset == wire.NOW:
         raise ParseError(f"control event has no valid {wire.CONTROL_NEXT_OFFSET}", preview=preview(data))
     if cursor is not None:
         if not isinstance(cursor, str):

@@ -479,6 +479,15 @@ def test_a_conditional_read_goes_on_live_and_learns_the_content_type_there() -> 
     assert (run.session.json, run.take().data) == (True, (b"[1]",))
 
 
+def test_now_is_never_taken_for_a_position() -> None:
+    run = Run.of(live=True)
+    run.answer(200, BYTES | flags("now"), b"a")
+
+    error = run.error()
+    assert isinstance(error, ParseError)
+    assert error.offset == "-1"
+
+
 # -- Fruitless answers -------------------------------------------------------------------------------------
 
 
@@ -735,6 +744,21 @@ def test_a_short_connection_that_brought_data_does_not_count() -> None:
         assert isinstance(run.command(), Fetch)
 
     assert run.session.phase is Phase.SSE
+
+
+def test_data_that_does_not_advance_the_offset_is_no_progress() -> None:
+    run = Run.of(live="sse")
+    run.catch_up()
+    for _ in range(3):
+        run.open()
+        run.session.on_chunk(data("[2]") + control("5"), run.now)
+        run.take()
+        run.hang_up(after=0.01)
+    run.answer(200, JSON | flags("5", up_to_date=True), b"[2]")
+
+    error = run.error()  # where an endless loop of the same data would begin
+    assert isinstance(error, ParseError)
+    assert "does not advance the offset" in str(error)
 
 
 def test_a_broken_connection_is_treated_as_one_that_ended() -> None:

@@ -248,6 +248,7 @@ def test_control_events_are_read(text: str, control: Control) -> None:
         (b"null", "not a JSON object"),
         (b"5", "not a JSON object"),
         (b"{}", "no valid streamNextOffset"),
+        (b'{"streamNextOffset":"now"}', "no valid streamNextOffset"),
         (b'{"streamNextOffset":null}', "no valid streamNextOffset"),
         (b'{"streamNextOffset":""}', "no valid streamNextOffset"),
         (b'{"streamNextOffset":5}', "no valid streamNextOffset"),
