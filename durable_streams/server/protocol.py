@@ -27,6 +27,9 @@ rule  condition                                                          decisio
 
 The producer comes before `Stream-Seq`, since a retry carries both and must be recognised; a refusal after rule 13
 leaves the producer's state as it was, because only `Commit` changes anything.
+
+All values here but `StreamState` are never changed. Those that are made for each append are not frozen nevertheless:
+four frozen ones take a tenth of the time that the whole append takes.
 """
 
 from __future__ import annotations
@@ -82,7 +85,7 @@ class ProducerState:
     seq: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Payload:
     """A body in the form in which it is stored.
 
@@ -102,7 +105,7 @@ class InvalidJson:
     problem: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class AppendRequest:
     """A POST, read and validated as far as that is possible without the stream.
 
@@ -153,7 +156,7 @@ class StreamState:
             self.closed_by = commit.closed_by
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Commit:
     """Store all of this, or nothing.
 
@@ -174,7 +177,7 @@ class Commit:
     seq: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Appended:
     """Stored and durable. `tail` and `closed` are the stream's afterwards, `producer` the request's producer."""
 
