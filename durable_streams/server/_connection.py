@@ -24,7 +24,7 @@ from urllib.parse import unquote
 import httptools
 
 from ._exchange import NO_HEADERS, STATUS_LINES, Exchange
-from .connections import HEAD_BYTES, Refused, Seen, last_words
+from .connections import HEAD_BYTES, LINGER_SECONDS, Refused, Seen, last_words
 from .requests import Scope
 from .responses import Headers
 
@@ -150,7 +150,7 @@ class Connection(asyncio.Protocol):
         if self.received - self._useful > HEAD_BYTES and not self.transport.is_closing():
             if self.cycle is None or self.cycle.response_complete:
                 self.transport.write(self._last_words(431))
-                self.transport.close()
+                self._part()
             else:
                 self.transport.abort()
         else:
@@ -364,7 +364,9 @@ class Connection(asyncio.Protocol):
         self._state.total_requests += 1
         if self._large:
             self.buffer(0)
-        if not exchange.keep_alive or (self.said_all and not self._waiting):
+        if exchange.more_body and not exchange.keep_alive:
+            self._part()
+        elif not exchange.keep_alive or (self.said_all and not self._waiting):
             self.transport.close()
         elif self._waiting:
             self.cycle = self._waiting.pop(0)
@@ -386,6 +388,20 @@ class Connection(asyncio.Protocol):
         else:
             self.transport.close()
 
+    def _part(self) -> None:
+        """Send no more, but hear the client out before closing, for a while.
+
+        It may still be sending. If we closed now, its system would tell it of a broken connection, and many clients
+        do not look for an answer then, or find none.
+        """
+        self._parser = None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.resume_reading()
+
     def _refuse(self) -> None:
         """What came is no HTTP. Say so, unless an answer to what came before is still to be given."""
         self._parser = None
@@ -395,7 +411,7 @@ class Connection(asyncio.Protocol):
         last = self._waiting[-1] if self._waiting else self.cycle
         if last is None or last.response_complete or (last.more_body and not last.started):
             self.transport.write(self._last_words(400))
-            self.transport.close()
+            self._part()
         elif last.more_body:
             self.transport.close()
         else:

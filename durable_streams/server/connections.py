@@ -30,6 +30,8 @@ BODY_BYTES_PER_SECOND = 500
 HEAD_BYTES = 64 * 1024
 #: Seconds that a refused client gets to read why.
 PARTING_SECONDS = 1.0
+#: Seconds that a client may go on sending what nobody wants, after the answer that ends its connection.
+LINGER_SECONDS = 5.0
 
 _LAST_WORDS = {
     400: b"this is no HTTP request that the server understands\n",

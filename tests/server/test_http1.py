@@ -13,7 +13,16 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from durable_streams.server import DurableStreamsApp, MemoryStore, Server, SQLiteStore, _uvicorn, arrivals, writing
+from durable_streams.server import (
+    DurableStreamsApp,
+    MemoryStore,
+    Server,
+    SQLiteStore,
+    _connection,
+    _uvicorn,
+    arrivals,
+    writing,
+)
 from durable_streams.server._connection import Connection
 from durable_streams.server.requests import Message, Receive, Scope, Send
 
@@ -126,6 +135,29 @@ def test_a_client_that_asks_first_is_refused_before_it_sends() -> None:
         answers = exchange(server, PUT, post(b"abc", b"expect: 100-continue\r\n")[:-3])
 
     assert statuses(answers) == [201, 413]
+
+
+@pytest.mark.parametrize("framing", [b"content-length: 8000000", b"transfer-encoding: chunked"])
+def test_who_is_refused_while_it_sends_can_send_on_and_read_why(framing: bytes) -> None:
+    head = b"POST /v1/stream/x HTTP/1.1\r\nhost: s\r\ncontent-type: text/plain\r\n%b\r\n\r\n"
+    start = b"7a1200\r\n" if b"chunked" in framing else b""
+    with Server(max_append_bytes=1000) as server:
+        exchange(server, PUT + GET)
+
+        answers = exchange(server, head % framing + start, *[bytes(1_000_000)] * 8)
+
+        assert statuses(answers) == [413]
+
+
+def test_who_is_refused_and_stays_is_left_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_connection, "LINGER_SECONDS", 0.05)
+    with Server(max_append_bytes=1000) as server, connect(server) as connection:
+        assert server._runner is not None
+        connections = server._runner.server_state.connections
+        connection.sendall(PUT + POST % (8_000_000, b"", b"beginning"))
+        assert statuses(rest(connection)) == [201, 413]
+
+        eventually(lambda: not connections)
 
 
 def test_whoever_is_refused_before_it_was_told_to_go_on_has_to_come_anew(server: Server) -> None:
