@@ -8,7 +8,7 @@ writer at a time. A new writer's name begins a new count, which is how a writer 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..._core import validate
 from ...errors import InvalidArgumentError
@@ -95,21 +95,25 @@ def extract_dedupe_seq(headers: Iterable[Header]) -> tuple[str, int] | None:
 class DedupeFilter:
     """Tells duplicates of one writer's records; see the module for the rule.
 
-    Its memory is the last writer and number. A reader that begins afresh has none, and takes the first record for new.
+    Its memory is the last writer and number. A reader that begins afresh has none, and takes the first record for new:
+    keep `last` together with the place where you stopped, and a duplicate that lies right behind it is still known.
 
     Args:
         max_writers: Remember so many writers, the most recent ones, instead of the last alone: records of several may
             then lie between a record and its duplicate.
+        last: What an earlier filter remembered, see `last`: writers and numbers, the most recent writer at the end.
 
     Attributes:
         dropped: Duplicates so far.
     """
 
-    def __init__(self, *, max_writers: int = 1) -> None:
+    def __init__(self, *, max_writers: int = 1, last: Mapping[str, int] | None = None) -> None:
         validate.integer("max_writers", max_writers, minimum=1)
         self._max_writers = max_writers
         self._last: OrderedDict[str, int] = OrderedDict()
         self.dropped: int = 0
+        for writer, seq in validate.mapping("last", last).items():
+            self._remember(writer, validate.integer(f"last[{writer!r}]", seq, maximum=MAX_U64))
 
     def should_accept(self, headers: Sequence[Header]) -> bool:
         """Whether a record with these headers is new, and remember it. One without a number always is.
@@ -120,19 +124,22 @@ class DedupeFilter:
         if not headers or (found := extract_dedupe_seq(headers)) is None:
             return True
         writer, seq = found
-        last = self._last
-        if seq <= last.get(writer, -1):
+        if seq <= self._last.get(writer, -1):
             self.dropped += 1
             return False
+        self._remember(writer, seq)
+        return True
+
+    def _remember(self, writer: str, seq: int) -> None:
+        last = self._last
         last[writer] = seq
         last.move_to_end(writer)
         if len(last) > self._max_writers:
             last.popitem(last=False)
-        return True
 
     @property
     def last(self) -> dict[str, int]:
-        """The last number of each writer that is remembered."""
+        """The last number of each writer that is remembered, the most recent writer at the end. JSON can keep it."""
         return dict(self._last)
 
     def __repr__(self) -> str:

@@ -95,7 +95,8 @@ class DeserializingReadSession(Generic[T_co]):
     def resume_seq_num(self) -> int | None:
         """Sequence number after the last record of the last message handed over; None before the first.
 
-        A later session that starts there goes on with the next message.
+        A later session that starts there goes on with the next message. A retry may have stored the last one again
+        right behind it: give that session a `DedupeFilter` that knows what this one's knew, see `DedupeFilter.last`.
         """
         return self._resume_at
 

@@ -1,5 +1,6 @@
 """Chunks, headers, duplicates and frames: the bytes of 7.2 to 7.5, and their vector."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -224,6 +225,29 @@ def test_a_filter_shows_what_it_knows() -> None:
 
     assert (dedupe.last, dedupe.dropped) == ({W: 1}, 1)
     assert repr(dedupe) == "<DedupeFilter {'AAAAAAAAAAAA': 1}, 1 dropped>"
+
+
+def test_a_filter_goes_on_with_what_an_earlier_one_knew() -> None:
+    first = DedupeFilter(max_writers=3)
+    for writer, seq in (("A", 5), ("", 7), ("B", 0), ("A", 6)):
+        assert first.should_accept(numbered(seq, writer))
+    kept = json.loads(json.dumps(first.last))
+    second = DedupeFilter(max_writers=3, last=kept)
+
+    assert list(second.last.items()) == [("", 7), ("B", 0), ("A", 6)]
+    found = [second.should_accept(numbered(seq, writer)) for seq, writer in ((6, "A"), (7, "A"), (7, ""), (0, "C"))]
+    assert found == [False, True, False, True]
+    assert list(second.last) == ["B", "A", "C"]
+    assert list(DedupeFilter(last=kept).last) == ["A"]
+
+
+@pytest.mark.parametrize(
+    ("last", "kind"),
+    [([("A", 1)], TypeError), ({1: 1}, TypeError), ({"A": "1"}, TypeError), ({"A": -1}, InvalidArgumentError)],
+)
+def test_what_no_filter_knew_is_refused(last: Any, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match="last"):
+        DedupeFilter(last=last)
 
 
 # -- Frames ------------------------------------------------------------------------------------------------

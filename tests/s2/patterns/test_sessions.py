@@ -346,6 +346,20 @@ async def test_the_place_to_resume_is_behind_the_last_message_handed_over() -> N
     assert await read_all(resumed) == [b"torn"]
 
 
+async def test_a_later_session_knows_the_duplicates_of_what_an_earlier_one_read() -> None:
+    records = sequenced([*stored(b"hello")[:3], *stored(b"hello", b"wo")])
+    known = DedupeFilter()
+    async with DeserializingReadSession(FakeReadSession(records[:3]), bytes, dedupe=known) as reader:
+        assert await anext(reader) == b"hello"
+        place = reader.resume_seq_num
+    assert place == 3
+
+    later = DeserializingReadSession(FakeReadSession(records[3:]), bytes, dedupe=DedupeFilter(last=known.last))
+    assert [message async for message in later] == [b"wo"]
+    afresh = DeserializingReadSession(FakeReadSession(records[3:]), bytes)
+    assert [message async for message in afresh] == [b"hello", b"wo"]
+
+
 async def test_a_poison_message_ends_reading_and_closes_the_session() -> None:
     session = FakeReadSession(stored(b"1", b"{", b"3"))
     reader = DeserializingReadSession(session, JSON)
