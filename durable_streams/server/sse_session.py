@@ -132,7 +132,12 @@ class Session:
                 await self._send(following.whole(self._cursor()))
 
     def _cursor(self) -> int:
-        return max(self._floor, current_cursor(self._app.clock()))
+        return self._rising(current_cursor(self._app.clock()))
+
+    def _rising(self, cursor: int) -> int:
+        """This cursor, or the highest one so far: the clock may jump back, cursors must not."""
+        self._floor = max(self._floor, cursor)
+        return self._floor
 
     async def _send(self, data: bytes) -> None:
         await self._call.send_body(data, more=True)
@@ -206,4 +211,4 @@ class Session:
         if not event.data:
             return True
         self._sent = now
-        return self._call.push(event.whole(max(self._floor, cursor)))
+        return self._call.push(event.whole(self._rising(cursor)))

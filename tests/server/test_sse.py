@@ -226,6 +226,21 @@ async def test_a_cursor_that_is_ahead_is_exceeded_and_never_falls_back(clock: Cl
     assert cursors == sorted(cursors)
 
 
+async def test_a_cursor_does_not_fall_back_with_the_clock(clock: Clock) -> None:
+    client = make_client(clock=clock, sse_keep_alive=0.001)
+    await client.put("x", TEXT)
+    cursors = []
+    async with client.open("x?live=sse&offset=-1") as events:
+        await events.head()
+        for jump in (0, 100, -500):
+            clock.now += jump
+            for _ in range(3):  # one may be on its way already
+                (event,) = SSEParser().feed(await events.piece())
+                cursors.append(int(json.loads(event.data)["streamCursor"]))
+    assert cursors == sorted(cursors)
+    assert cursors[-1] == cursors[0] + 5
+
+
 async def test_history_comes_in_events_of_a_mebibyte() -> None:
     client = make_client()
     await client.put("x", TEXT)
