@@ -317,7 +317,7 @@ class Ledger:
         if producers:
             rows = [producer_row(stream, name, *news) for (stream, name), news in producers.items()]
             self._connection.executemany(SET_PRODUCER, rows)
-        self.pages += 2 * (len(new) + len(changed) + len(payloads) + len(producers)) + 2
+        self.pages += 2 * (len(new) + len(changed) + len(payloads) + len(producers))  # a row's, and its index's
 
     def _write_blocks(self, payloads: dict[int, list[Payload]]) -> None:
         rows = []
