@@ -73,7 +73,7 @@ class Entry(Generic[T]):
 
     Args:
         batch: What is appended.
-        frame: The same, encoded for the wire.
+        frame: The same, encoded for the wire, in pieces.
         promise: The driver's; told how it ended.
         keep: Whether to keep the batch. A session with large batches of small records has tens of thousands of them in
             flight, which cost memory and work of the garbage collector; the frame has all their bytes.
@@ -89,7 +89,7 @@ class Entry(Generic[T]):
 
     __slots__ = ("_batch", "count", "due", "frame", "match_seq_num", "promise", "size", "uncertain", "written")
 
-    def __init__(self, batch: Outgoing, frame: bytes, promise: T, *, keep: bool = True) -> None:
+    def __init__(self, batch: Outgoing, frame: tuple[bytes, ...], promise: T, *, keep: bool = True) -> None:
         self._batch = batch if keep else None
         self.count = batch.count
         self.size = batch.metered_bytes
@@ -99,6 +99,11 @@ class Entry(Generic[T]):
         self.due: float | None = None
         self.written = 0.0
         self.uncertain = False
+
+    @property
+    def frame_size(self) -> int:
+        """Bytes of the frame."""
+        return sum(map(len, self.frame))
 
     @property
     def batch(self) -> AppendInput:
@@ -284,7 +289,7 @@ class AppendCore(Generic[T]):
         size = 0
         for index in range(self.in_flight, len(self.pending)):
             entry = self.pending[index]
-            size += len(entry.frame)
+            size += entry.frame_size
             if entries and (size > WRITE_BYTES or not self._pipelined):
                 break
             entry.written, entry.due = now, None

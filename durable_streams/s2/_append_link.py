@@ -39,8 +39,8 @@ class Duplex(Protocol):
         """Status and headers of the answer, once they have come."""
         ...
 
-    async def send(self, data: bytes) -> None:
-        """Send a piece of the request's body; waits for the peer's window."""
+    async def send(self, *pieces: bytes) -> None:
+        """Send a part of the request's body; waits for the peer's window."""
         ...
 
     async def finish(self) -> None:
@@ -196,8 +196,10 @@ class S2SAppendLink:
     async def send(self, entries: tuple[Entry[Any], ...]) -> None:
         """Write frames, small ones together."""
         assert self._duplex is not None
-        frames = [entry.frame for entry in entries]
-        await self._duplex.send(frames[0] if len(frames) == 1 else b"".join(frames))
+        pieces = [piece for entry in entries for piece in entry.frame]
+        if len(pieces) == len(entries) > 1:
+            pieces = [b"".join(pieces)]
+        await self._duplex.send(*pieces)
 
     async def finish(self) -> None:
         """End the request's body."""

@@ -282,7 +282,7 @@ class AppendSession:
 
     def _accept(self, ticket: AppendTicket, batch: Outgoing) -> AppendTicket:
         self._check_usable()
-        frame = batch.frame(self._context.compression) if self._s2s else b""
+        frame = batch.frame(self._context.compression) if self._s2s else ()
         self._core.accept(Entry(batch, frame, ticket, keep=self._keep))
         self._newest._next = ticket
         self._newest = ticket

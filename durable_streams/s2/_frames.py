@@ -33,6 +33,9 @@ Compression = Literal["none", "gzip", "zstd"]
 #: Payloads below this stay as they are: compressing them gains nothing.
 MIN_COMPRESSED_BYTES: int = 1024
 
+#: Pieces of a payload that have at least so many bytes on average are not joined.
+_LARGE_PIECE = 8 << 10
+
 TERMINAL: int = 0x80
 RECONNECT: int = 0x10
 _CODES: dict[Compression, int] = {"none": 0x00, "zstd": 0x20, "gzip": 0x40}
@@ -106,11 +109,17 @@ def encode_frame(payload: bytes, compression: Compression = "none") -> bytes:
     return head + payload
 
 
-def encode_frame_of(pieces: Sequence[bytes], compression: Compression = "none") -> bytes:
-    """A frame whose payload is the concatenation of these pieces: one copy where `encode_frame` takes two."""
+def encode_frame_of(pieces: Sequence[bytes], compression: Compression = "none") -> tuple[bytes, ...]:
+    """A frame whose payload is the concatenation of these pieces.
+
+    Returns:
+        The frame in pieces: the same, behind a head, if they are large, so that nothing is copied; otherwise one.
+    """
     if compression != "none":
-        return encode_frame(b"".join(pieces), compression)
-    return b"".join((frame_head(sum(map(len, pieces))), *pieces))
+        return (encode_frame(b"".join(pieces), compression),)
+    size = sum(map(len, pieces))
+    frame = (frame_head(size), *pieces)
+    return frame if size >= len(frame) * _LARGE_PIECE else (b"".join(frame),)
 
 
 def encode_terminal(terminal: Terminal) -> bytes:

@@ -56,8 +56,8 @@ class Outgoing:
             self._batch = AppendInput(records, self.match_seq_num, self._fencing_token)
         return self._batch
 
-    def frame(self, compression: Compression) -> bytes:
-        """The same as a frame of a session.
+    def frame(self, compression: Compression) -> tuple[bytes, ...]:
+        """The same as a frame of a session, in one piece or in several large ones.
 
         Raises:
             InvalidArgumentError: if it is larger than a frame can be, though it keeps the limit of metered bytes.

@@ -65,6 +65,7 @@ from .frames import (
     Settings,
     WindowUpdate,
 )
+from .rope import Rope
 
 #: Receive windows, of a stream and of the connection (S2 4.8).
 WINDOW: Final = 10 << 20
@@ -236,12 +237,12 @@ class Connection:
         self._leaving_heads.append(stream)
         return stream
 
-    def send(self, stream: Stream, data: bytes | memoryview, limit: int = frames.LARGEST_WINDOW) -> int:
+    def send(self, stream: Stream, data: bytes | memoryview | Rope, limit: int = frames.LARGEST_WINDOW) -> int:
         """Send a part of a request's body.
 
         Args:
             stream: One that is `local_open`.
-            data: What to send. It is kept, not copied, until it is written.
+            data: What to send. It is kept, not copied, until it is written. What is sent of a rope is taken off it.
             limit: Take no more than this.
 
         Returns:
@@ -251,14 +252,13 @@ class Connection:
         size = min(len(data), stream.send_window, self._send_window, limit)
         if size <= 0:
             return 0
-        part = data if size == len(data) else memoryview(data)[:size]
-        pieces = frames.data_frames(stream.id, part, max_frame_size=self._send_frame_size)
+        count = -(-size // self._send_frame_size)
         stream.send_window -= size
         self._send_window -= size
-        self._out += pieces
-        self._out_size += size + len(pieces) // 2 * frames.HEAD_SIZE
+        self._out += frames.data_frames(stream.id, data, size, max_frame_size=self._send_frame_size)
+        self._out_size += size + count * frames.HEAD_SIZE
         self._leaving_bodies.add(stream)
-        self._allowance.earn(_EARNED_BY_DATA * len(pieces) / 2)
+        self._allowance.earn(_EARNED_BY_DATA * count)
         return size
 
     def finish(self, stream: Stream) -> None:

@@ -18,6 +18,7 @@ from .connection import Connection, Stream
 from .duplex import Duplex, Fault
 from .events import Event, Failed, Farewell, Head, Ready, Room
 from .frames import Data, FrameError, code_name
+from .rope import Rope
 from .wire import Wire
 
 #: An abandoned stream makes its connection suspect if nothing was heard for so many seconds...
@@ -110,7 +111,7 @@ class H2Connection:
         self._flush()
         return duplex
 
-    def send(self, stream: Stream, data: bytes | memoryview) -> int:
+    def send(self, stream: Stream, data: bytes | memoryview | Rope) -> int:
         """Send what the windows allow, nothing while the socket takes no more; see `Connection.send`."""
         if self._wire.blocked or self._fault is not None or self._mute is not None:
             return 0

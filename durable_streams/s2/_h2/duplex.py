@@ -23,6 +23,7 @@ from ...errors import BusyResourceError, Phase
 from ..errors import S2ConnectionError, S2SessionClosedError, S2TimeoutError
 from .connection import Stream
 from .events import Head
+from .rope import Rope
 
 if TYPE_CHECKING:
     from .driver import H2Connection
@@ -156,13 +157,13 @@ class Duplex:
 
     # -- The request ---------------------------------------------------------------------------------------
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, *pieces: bytes) -> None:
         """Send a part of the body; returns when all of it is on its way, as far as windows and socket allow.
 
         Cancelled while it waits, it has sent an unknown part: the request cannot be continued then.
 
         Args:
-            data: Kept, not copied, until it is written.
+            pieces: What to send, in order. Kept, not copied, until it is written.
 
         Raises:
             S2ConnectionError: the stream or connection broke, or the server ended the exchange: what it said before
@@ -174,15 +175,10 @@ class Duplex:
             raise BusyResourceError("two tasks send on one HTTP/2 stream")
         self._sending = True
         try:
-            rest: bytes | memoryview = data
+            rest = Rope(pieces)
             self._check_sendable()
             while rest:
-                sent = self._connection.send(self._stream, rest)
-                if sent == len(rest):
-                    return
-                if sent:
-                    rest = memoryview(rest)[sent:]
-                else:
+                if not self._connection.send(self._stream, rest):
                     await self._wait_writable()
                     self._check_sendable()
         finally:

@@ -30,6 +30,8 @@ from enum import IntEnum
 from struct import Struct
 from typing import Final
 
+from .rope import Rope
+
 #: What a client sends before its first frame.
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 #: Bytes of a frame's head.
@@ -476,26 +478,40 @@ def _frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes
 
 
 def data_frames(
-    stream_id: int, data: bytes | memoryview, *, max_frame_size: int = DEFAULT_FRAME_SIZE, end_stream: bool = False
+    stream_id: int,
+    data: bytes | memoryview | Rope,
+    size: int | None = None,
+    *,
+    max_frame_size: int = DEFAULT_FRAME_SIZE,
+    end_stream: bool = False,
 ) -> list[bytes | memoryview]:
     """DATA frames of at most `max_frame_size` bytes of payload, as pieces to be joined or written one after the other.
 
     The payload is not copied. No data and no `end_stream` make no frame.
+
+    Args:
+        stream_id: Of which stream.
+        data: The payload. What is sent of a rope is taken off it.
+        size: How much of it, from the front; None is all.
+        max_frame_size: What the peer allows.
+        end_stream: Whether the last frame ends the stream.
     """
-    size = len(data)
-    if size <= max_frame_size:
-        if not size and not end_stream:
-            return []
-        head = _HEAD.pack(size >> 8, size & 0xFF, DATA, END_STREAM if end_stream else 0, stream_id)
-        return [head, data] if size else [head]
+    rope = data if isinstance(data, Rope) else Rope((data,))
+    left = len(rope) if size is None else size
     pieces: list[bytes | memoryview] = []
     full = _HEAD.pack(max_frame_size >> 8, max_frame_size & 0xFF, DATA, 0, stream_id)
-    view = memoryview(data)
-    last = (size - 1) // max_frame_size * max_frame_size
-    for start in range(0, last, max_frame_size):
-        pieces.append(full)
-        pieces.append(view[start : start + max_frame_size])
-    return pieces + data_frames(stream_id, view[last:], max_frame_size=max_frame_size, end_stream=end_stream)
+    while left or end_stream:
+        for piece in rope.slices(max_frame_size, (left - 1) // max_frame_size):  # that is: not for the last frame
+            pieces += (full, piece)
+            left -= max_frame_size
+        length = min(left, max_frame_size)
+        left -= length
+        last = end_stream and not left
+        pieces.append(_HEAD.pack(length >> 8, length & 0xFF, DATA, END_STREAM if last else 0, stream_id))
+        pieces += rope.take(length)
+        if last:
+            break
+    return pieces
 
 
 def headers_frames(

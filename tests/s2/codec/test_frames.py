@@ -65,8 +65,8 @@ def test_frames_have_the_bytes_of_the_specification(text: str, frame: Frame | Te
     elif len(frame.payload) < 1024 and not frame.reconnect:
         assert _frames.encode_frame(frame.payload) == data
         assert _frames.encode_frame(frame.payload, "zstd") == data
-        assert _frames.encode_frame_of([frame.payload[:3], frame.payload[3:]]) == data
-        assert _frames.encode_frame_of([frame.payload], "gzip") == data
+        assert _frames.encode_frame_of([frame.payload[:3], frame.payload[3:]]) == (data,)
+        assert _frames.encode_frame_of([frame.payload], "gzip") == (data,)
 
 
 def test_the_compressed_vector_is_an_append_input() -> None:
@@ -288,6 +288,18 @@ def test_feeding_many_small_pieces_of_a_large_frame_takes_linear_time() -> None:
 
     assert decoder.feed(bytes(100)) == [Frame(bytes(1_000_000))]
     assert repr(decoder) == "<FrameDecoder: 0 bytes of a frame>"
+
+
+def test_large_pieces_of_a_payload_are_not_copied() -> None:
+    large, small = [bytes(20_000), b"ab", bytes(60_000)], [bytes(20_000), *[b"ab"] * 9]
+
+    assert _frames.encode_frame_of(large)[1:] == tuple(large)
+    assert all(piece is given for piece, given in zip(_frames.encode_frame_of(large)[1:], large, strict=True))
+    assert b"".join(_frames.encode_frame_of(large)) == _frames.encode_frame(b"".join(large))
+    assert _frames.encode_frame_of(small) == (_frames.encode_frame(b"".join(small)),)
+    assert _frames.encode_frame_of(large, "zstd") == (_frames.encode_frame(b"".join(large), "zstd"),)
+    with pytest.raises(InvalidArgumentError, match="make batches smaller"):
+        _frames.encode_frame_of([bytes(LARGEST), b"x"])
 
 
 def test_a_decoder_tells_how_much_of_a_frame_it_has() -> None:

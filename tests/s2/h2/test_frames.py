@@ -22,6 +22,7 @@ from durable_streams.s2._h2.frames import (
     Skipped,
     WindowUpdate,
 )
+from durable_streams.s2._h2.rope import Rope
 
 PADDED, PRIORITY_FLAG, END_HEADERS, END_STREAM = h2.PADDED, h2.PRIORITY_FLAG, h2.END_HEADERS, h2.END_STREAM
 
@@ -148,6 +149,36 @@ def test_a_long_data_frame_is_handed_on_as_it_comes_and_counts_once() -> None:
     assert not reader.between_frames
     assert reader.feed(wire[13:]) == [Data(3, b"ef", end_stream=True)]
     assert reader.between_frames
+
+
+@given(st.lists(st.binary(max_size=40), max_size=8), st.integers(1, 60), st.lists(st.integers(1, 70), max_size=12))
+def test_pieces_are_framed_as_if_they_were_one(pieces: list[bytes], frame_size: int, sizes: list[int]) -> None:
+    """However much is sent at a time, the frames are those of the bytes in one, and nothing is sent twice."""
+    rope, whole = Rope(pieces), b"".join(pieces)
+    assert repr(rope) == f"<Rope of {len(whole)} bytes in {len([piece for piece in pieces if piece])} pieces>"
+
+    at = 0
+    for wanted in [*sizes, len(whole)]:
+        size = min(wanted, len(rope))
+        frames = h2.data_frames(1, rope, size, max_frame_size=frame_size)
+        assert b"".join(frames) == b"".join(h2.data_frames(1, whole[at : at + size], max_frame_size=frame_size))
+        assert all(frames)
+        at += size
+        assert len(rope) == len(whole) - at
+    assert not rope
+    assert rope.take(1) == []
+
+
+def test_pieces_that_are_sent_whole_are_not_copied() -> None:
+    first, second, third = bytes(4), bytes(23), bytes(3)
+    pieces = h2.data_frames(1, Rope([first, second, third]), max_frame_size=10)[1:]
+
+    assert [len(piece) for piece in pieces] == [4, 6, *(9, 10), *(9, 7, 3)]
+    assert pieces[0] is first
+    assert pieces[-1] is third
+    for view in (pieces[1], pieces[3], pieces[5]):
+        assert isinstance(view, memoryview)
+        assert view.obj is second
 
 
 def test_padding_is_dropped_but_counts() -> None:

@@ -174,12 +174,14 @@ async def test_small_pieces_are_received_together_and_large_ones_as_they_came() 
 # -- Flow control ------------------------------------------------------------------------------------------
 
 
-async def test_a_sender_waits_for_the_window_and_goes_on() -> None:
+@pytest.mark.parametrize("cuts", [(), (5, 7, 40_000, 40_001, 90_000)])
+async def test_a_sender_waits_for_the_window_and_goes_on(cuts: tuple[int, ...]) -> None:
     async with connected({Codes.INITIAL_WINDOW_SIZE: 1000}) as (pool, listener):
         duplex, peer = await first_stream(pool, listener, body=True)
         payload = bytes(range(256)) * 400
+        pieces = [payload[start:stop] for start, stop in zip((0, *cuts), (*cuts, len(payload)), strict=True)]
 
-        _, received = await both(duplex.send(payload), peer.body(1, len(payload)))
+        _, received = await both(duplex.send(*pieces), peer.body(1, len(payload)))
 
         assert received == payload
 

@@ -89,7 +89,7 @@ class Simulation:
         records = [AppendRecord(b"%d" % (index % 10)) for index in range(size)]
         match = self.next_match if self.match else None
         self.next_match += size
-        self.core.accept(Entry(outgoing(records, match), b"frame", promise))
+        self.core.accept(Entry(outgoing(records, match), (b"fr", b"ame"), promise))
         self.promises.append(promise)
 
     def work(self, *, write_fails: bool = False) -> bool:
@@ -315,7 +315,7 @@ def test_reading_back_resolves_every_doubt_of_a_single_writer(actions: list[str]
 
 def entry(count: int = 1, **conditions: object) -> Entry[Promise]:
     batch = AppendInput([AppendRecord(b"x")] * count, **conditions)  # type: ignore[arg-type]
-    return Entry(Outgoing(batch), b"f", Promise(0, count))
+    return Entry(Outgoing(batch), (b"f",), Promise(0, count))
 
 
 def core(policy: str = "all", **options: object) -> AppendCore[Promise]:
@@ -374,13 +374,13 @@ def test_small_frames_are_gathered_and_large_ones_go_alone() -> None:
     session = core()
     for size in (10, 10, 300_000, 10, 200_000, 100_000):
         each = entry()
-        each.frame = b"x" * size
+        each.frame = (b"x" * 4, b"x" * (size - 4))
         session.accept(each)
     session.on_open()
 
     sizes = []
     while isinstance(command := session.next(0), Write):
-        sizes.append([len(each.frame) for each in command.entries])
+        sizes.append([each.frame_size for each in command.entries])
 
     assert sizes == [[10, 10], [300_000], [10, 200_000], [100_000]]
 

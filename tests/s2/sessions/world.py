@@ -192,7 +192,7 @@ class FakeDuplex:
         self._out.append(item)
         self._news.set()
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, *pieces: bytes) -> None:
         await anyio.lowlevel.checkpoint()
         if self.world.window is not None:
             await self.world.window.wait()
@@ -205,7 +205,7 @@ class FakeDuplex:
         self.sent_any = True
         if plan.status is not None:
             return
-        for frame in self._decoder.feed(data):
+        for frame in self._decoder.feed(b"".join(pieces)):
             assert isinstance(frame, Frame)
             self._take(frame)
         if self._broken is not None:
