@@ -429,14 +429,18 @@ class DurableStreamsApp:
         Streams are named by their full path, that of an application we are mounted in included.
 
         Returns:
-            "" for a stream, `_CONTROL` for the control interface, or one of `health.PATHS`; and the path.
+            "" for a stream, `_CONTROL` for the control interface, or one of `health.PATHS`; and the path, which is ""
+            if it is malformed.
 
         Raises:
-            Rejection: if it is malformed, or not below the root.
+            Rejection: if it is malformed and not for the control interface, or not below the root.
         """
         mount = quote_mount(mounted_at)
-        path = normalize_path(raw if not mount or raw.startswith(mount + b"/") else mount + raw)
+        full = raw if not mount or raw.startswith(mount + b"/") else mount + raw
+        path = normalize_path(full)
         if path is None:
+            if full.startswith(f"{self.root}/{_CONTROL}/".encode(), len(mount)):
+                return _CONTROL, ""  # which answers in its own words
             raise Rejection(400, "the path is not acceptable as the name of a stream")
         above = normalize_path(mount) or ""
         beside = above if self.root else f"{above}/{_CONTROL}"

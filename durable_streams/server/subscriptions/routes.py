@@ -109,8 +109,10 @@ class ControlInterface:
         self._max_body = min(max_body, MAX_BODY)
 
     async def answer(self, call: Call) -> None:
-        """Answer a request. `call.path` is normalised and lies below a reserved segment."""
+        """Answer a request. `call.path` is normalised and lies below a reserved segment, or "" for a malformed one."""
         try:
+            if not call.path:
+                raise BadRequest("the path is malformed")
             root, _, tail = f"{call.path}/".partition(f"/{RESERVED}/")
             if tail == "jwks.json/":
                 await self._answer_jwks(call)

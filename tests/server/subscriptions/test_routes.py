@@ -212,6 +212,16 @@ async def test_other_paths_are_not_there(path: str) -> None:
         assert (await bench.call("POST", path)).status in (400, 404, 405)
 
 
+@pytest.mark.parametrize("path", ["", "s1/", "/s1", "s1//ack", "s1%00", "s1%", "../s1"])
+@pytest.mark.parametrize("mount", ["", "/api"])
+async def test_a_malformed_path_is_refused_in_json(path: str, mount: str) -> None:
+    async with serving() as bench:
+        answer = await bench.client.call("GET", f"__ds/subscriptions/{path}", root_path=mount)
+
+        assert error(answer) == (400, "INVALID_REQUEST")
+        assert answer.headers["content-type"] == "application/json"
+
+
 async def test_an_id_may_have_any_characters() -> None:
     async with serving() as bench:
         await bench.write("demo/a")
@@ -306,7 +316,7 @@ async def test_a_malformed_path_of_a_member_is_refused(path: str) -> None:
     async with serving() as bench:
         await bench.put_pull()
 
-        assert (await bench.call("DELETE", f"s2/streams/{path}")).status == 400
+        assert error(await bench.call("DELETE", f"s2/streams/{path}")) == (400, "INVALID_REQUEST")
 
 
 # Workers' requests
