@@ -395,6 +395,8 @@ class Connection(asyncio.Protocol):
         do not look for an answer then, or find none.
         """
         self._parser = None
+        if self.transport.is_closing():
+            return
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
