@@ -5,8 +5,8 @@ is mostly like the head before it: the number goes up by one; timestamp and head
 not in their lengths. Three readers use that, one behind the other, and each proves byte by byte that it may.
 
 *One by one*, in the usual layout: number, timestamp, headers, body. What is equal to the record before, as bytes, is
-not read again but known: the upper bytes of the number, the timestamp, all headers together. Fields are read by
-themselves, so that a new timestamp costs no more than a timestamp.
+not read again but known: the upper bytes of the number, the timestamp or its upper bytes, all headers together or their
+names. What has changed from the record before to this one is not compared in the next.
 
 *Runs.* If the records that follow have the same lengths as well, their heads stand at equal distances, the stride. Each
 byte of the head is then one *column* over the whole run, a slice with a step. Columns of tags, lengths and the upper
@@ -146,9 +146,9 @@ def read_records(data: bytes, at: int, end: int, records: list[SequencedRecord])
     fixed = seq_num = 0  # bytes up to the timestamp, and the number that is next; `fixed` is 0 if none is expected
     middle = b""  # those bytes behind the low one of the number
     counter = _COUNT
-    time = upper = b""  # the timestamp, and its digits from the third on
-    timestamp = above = 0  # what they mean
-    block = b""  # all headers, and the tag of the body
+    time = upper = b""  # the timestamp, if it stays the same, and its digits from the third on
+    timestamp = above = width = 0  # what they mean, and the length of the timestamp
+    block = b""  # all headers, if they stay the same, and the tag of the body
     headers: tuple[Header, ...] = ()
     names: list[_Named] = []  # their names
     stride, wait, try_at = 0, _SHORTEST, at  # of the piece before; where a run is looked for again
@@ -181,15 +181,15 @@ def read_records(data: bytes, at: int, end: int, records: list[SequencedRecord])
                 counter = _COUNT if data[start + 1] > 0x7F else _COUNT_ALONE
         if place < at:
             if time and data.startswith(time, place):
-                place += len(time)
+                place += width
             elif upper and data.startswith(upper, place + 2) and data[place] > 0x7F and data[place + 1] > 0x7F:
-                timestamp = above + data[place] + (data[place + 1] << 7)
-                begin, place = place, place + len(time)
-                time = data[begin:place]
+                begin, place, last = place, place + width, timestamp
+                timestamp = above + data[begin] + (data[begin + 1] << 7)
+                time = data[begin:place] if timestamp == last else b""
             else:
                 begin = place
                 timestamp, place = read_varint(data, place)
-                time = data[begin:place]
+                time, width = data[begin:place], place - begin
                 upper = time[2:]
                 above = timestamp - time[0] - (time[1] << 7) if upper else 0
             if block and data.startswith(block, place):
@@ -209,7 +209,8 @@ def read_records(data: bytes, at: int, end: int, records: list[SequencedRecord])
                     place = _read_usual_headers(data, place, at, found, names)
                 if place < at and data[place] == 0x22:
                     place += 1
-                    block, headers = data[begin:place], tuple(found)
+                    before, headers = headers, tuple(found)
+                    block = data[begin:place] if headers == before else b""
                 else:
                     place = at
         if place < at:

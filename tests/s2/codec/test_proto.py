@@ -314,10 +314,11 @@ def test_headers_of_any_layout_are_read_alike(fields: str) -> None:
 
     for data in (b"".join(pieces), b"".join(reversed(pieces)), pieces[0] + pieces[1], pieces[1], pieces[2] + pieces[0]):
         agree(data)
+        agree(data + b"\x0a\x00")  # a record of nothing
 
 
 @pytest.mark.parametrize("width", [1, 2, 3])
-@pytest.mark.parametrize("before", [1, 5, 17, 40])
+@pytest.mark.parametrize("before", [1, 2, 5, 17, 40])
 def test_digits_that_wrap_without_another_digit_are_no_count(width: int, before: int) -> None:
     """Numbers of two bytes after the largest one that fits into two: 0 again, with needless bytes, and not 2**14."""
     largest = 1 << 7 * width
