@@ -123,7 +123,8 @@ class PathModel(Model[Stream | None, Call, Outcome]):
         revealed: dict[str, dict[int, int]] = {}
         greatest = 0
         for operation in operations:
-            greatest = max(greatest, getattr(operation.outcome, "tail", None) or 0)
+            told = getattr(operation.outcome, "info", operation.outcome)
+            greatest = max(greatest, getattr(told, "tail", None) or 0)
             if isinstance(operation.call, ReadCall) and isinstance(operation.outcome, Seen):
                 content = revealed.setdefault(operation.call.incarnation, {})
                 content.update(enumerate(operation.outcome.data, operation.call.offset))

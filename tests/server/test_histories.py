@@ -29,9 +29,18 @@ from durable_streams.server import (
     StreamInfo,
     StreamRef,
 )
-from durable_streams.testing import History, NotLinearizableError
+from durable_streams.testing import History, NotLinearizableError, check_linearizable
 from durable_streams.testing._store_history_checks import RacingClient, race
-from durable_streams.testing._stream_model import AppendCall, CreateCall, HeadCall, PathModel, ReadCall, Seen, append
+from durable_streams.testing._stream_model import (
+    AppendCall,
+    CreateCall,
+    DeleteCall,
+    HeadCall,
+    PathModel,
+    ReadCall,
+    Seen,
+    append,
+)
 from durable_streams.testing.store_steps import PATH, append_to, create_stream, expect
 
 from .driver import Answer, connect, make_client, offset
@@ -314,6 +323,22 @@ async def test_a_store_that_breaks_its_word_is_found_out(broken: type[MemoryStor
         for seed in range(500):  # trio runs tasks in no certain order: most seeds will do, not each
             async with broken() as store:
                 await race(store, seed, deletes=False)
+
+
+def test_what_only_a_creation_was_told_of_is_believed() -> None:
+    """Found under load: nobody else had been told of a tail as great as that."""
+    info = StreamInfo(StreamRef(PATH, "one"), "application/octet-stream", 0, closed=False)
+    history = History[Any, Any]()
+    with history.operation("a", CreateCall()) as operation:
+        operation.returned(Created(info))
+    with history.operation("b", AppendCall(b"unknown")):
+        pass
+    with history.operation("a", CreateCall()) as operation:
+        operation.returned(Exists(replace(info, tail=7)))
+    with history.operation("a", DeleteCall()) as operation:
+        operation.returned(Deleted())
+
+    check_linearizable(history, PathModel())
 
 
 async def test_a_stream_that_is_pushed_out_while_it_is_loaded_is_not_remembered_as_it_was(
