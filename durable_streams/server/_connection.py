@@ -147,7 +147,7 @@ class Connection(asyncio.Protocol):
         self.received += len(data)
         self._idle_since = None
         self._parse(data)
-        if self.received - self._useful > HEAD_BYTES and not self.transport.is_closing():
+        if self._parser is not None and self.received - self._useful > HEAD_BYTES:
             if self.cycle is None or self.cycle.response_complete:
                 self.transport.write(self._last_words(431))
                 self._part()
@@ -397,6 +397,9 @@ class Connection(asyncio.Protocol):
         self._parser = None
         if self.transport.is_closing():
             return
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnect()  # it was part of what made no sense
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
