@@ -23,6 +23,7 @@ from ..errors import InvalidArgumentError, StreamClosedError, StreamExistsError
 from .append_queue import AppendBatching, AppendQueue, Entry, Route
 from .context import Context, HeaderValue, OnError, ParamValue, TransportOwner, checked_headers, checked_params
 from .driver import Driver
+from .groups import leave
 from .results import AppendResult, CloseResult, CreateResult, DeleteResult, HeadResult, Outcome, ProducerStamp
 from .stream import MAX_PAGE_BYTES, StreamSession, read_options
 
@@ -154,7 +155,7 @@ class DurableStream:
                 await self._queue.start(task_group, shield=True)
             except BaseException:
                 task_group.cancel_scope.cancel()
-                await task_group.__aexit__(None, None, None)
+                await leave(task_group)
                 raise
             self._task_group = task_group
         self._entered = True
@@ -170,8 +171,7 @@ class DurableStream:
             try:
                 if task_group is not None:
                     task_group.cancel_scope.cancel()
-                    # Not with the body's exception: it goes on bare, not wrapped in an ExceptionGroup.
-                    await task_group.__aexit__(None, None, None)
+                    await leave(task_group)
             finally:
                 await self._release()
 

@@ -28,6 +28,7 @@ from .._core.producer_values import RETRY, CloseFailed, Outcome, ProducerOptions
 from .._transport.base import Transport
 from ..errors import AlreadyClosedError, BufferFullError, DurableStreamError, InvalidArgumentError
 from .context import Context, HeaderValue, ParamValue
+from .groups import leave
 from .handle import DurableStream
 from .lanes import Lanes
 from .notices import Notices
@@ -249,7 +250,7 @@ class IdempotentProducer:
             await self._start(task_group, shield=True)
         except BaseException:
             task_group.cancel_scope.cancel()
-            await task_group.__aexit__(None, None, None)
+            await leave(task_group)
             raise
         self._task_group = task_group
         return self
@@ -303,8 +304,7 @@ class IdempotentProducer:
         finally:
             task_group, self._task_group = self._task_group, None
             if task_group is not None:
-                # Not with the body's exception: it goes on bare, not wrapped in an ExceptionGroup.
-                await task_group.__aexit__(None, None, None)
+                await leave(task_group)
 
     async def detach(self) -> None:
         """Accept nothing more, send what was accepted, and end. The stream stays open. A second call does nothing.

@@ -501,6 +501,17 @@ async def test_the_body_s_exception_goes_on_bare(batching: bool) -> None:
     assert caught.value.__cause__ is None
 
 
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_an_interrupt_that_hits_the_worker_goes_on_bare(anyio_backend: object) -> None:
+    def interrupted(sent: object) -> Answer:
+        raise KeyboardInterrupt  # as trio does in whichever task is running
+
+    handle = DurableStream("http://host/s", content_type=BYTES, transport=MemoryTransport(handler=interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        async with handle:
+            await handle.append(b"x")
+
+
 @pytest.mark.parametrize("error_kind", [KeyboardInterrupt, SystemExit])
 async def test_even_exceptions_that_end_the_program_go_on_bare(error_kind: type[BaseException]) -> None:
     with pytest.raises(error_kind):
