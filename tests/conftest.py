@@ -4,7 +4,9 @@ import gc
 from collections.abc import Iterator
 
 import hypothesis  # noqa: F401  # its first import looks at trio's referrers, which the freeze below would hide
+import looptime
 import pytest
+import trio.testing
 
 
 @pytest.fixture(
@@ -14,8 +16,18 @@ import pytest
     ]
 )
 def anyio_backend(request: pytest.FixtureRequest) -> object:
-    """The loop that an async test runs on."""
-    return request.param
+    """The loop that an async test runs on, with a clock that jumps if the test asks for `fake_clock`."""
+    name, options = request.param
+    if "fake_clock" not in request.fixturenames:
+        return name, options
+    if name == "trio":
+        return name, options | {"clock": trio.testing.MockClock(autojump_threshold=0)}
+    return name, options | {"loop_factory": looptime.new_event_loop}
+
+
+@pytest.fixture
+def fake_clock() -> None:
+    """Makes time jump to the next deadline whenever nothing else is to be done. Such a test uses no sockets."""
 
 
 @pytest.fixture(autouse=True)
