@@ -117,7 +117,7 @@ class AppendSession:
         self._wake = anyio.Event()
         self._news: anyio.Event | None = None
         self._ended: anyio.Event | None = None  # from the start on
-        self._life = anyio.CancelScope()
+        self._life: anyio.CancelScope | None = None  # from the start on: a handle may be made before there is a loop
         self._group: anyio.abc.TaskGroup | None = None
         self._reading: anyio.CancelScope | None = None
         self._write_error: S2Error | None = None
@@ -165,6 +165,7 @@ class AppendSession:
         if self._core.closing:
             raise S2SessionClosedError("the append session was closed")
         self._ended = anyio.Event()
+        self._life = anyio.CancelScope()
 
     async def close(self) -> None:
         """Accept nothing more and wait until everything is durable. Idempotent, safe from several tasks.
@@ -197,7 +198,8 @@ class AppendSession:
         core.close()
         self._look()
         self._tell()
-        self._life.cancel()
+        if self._life is not None:
+            self._life.cancel()
 
     # -- Appending -----------------------------------------------------------------------------------------
 
@@ -400,9 +402,10 @@ class AppendSession:
     # -- The task ------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        core = self._core
+        core, life = self._core, self._life
+        assert life is not None, "made by the start"
         try:
-            with self._life:
+            with life:
                 await self._work()
         except Exception as error:  # The user's callable that makes tokens, say. It is raised to those who wait.
             logger.warning("append session failed stream=%s error=%r", self._context.stream, error)

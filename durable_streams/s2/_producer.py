@@ -129,7 +129,7 @@ class Producer:
         self._closing = False
         self._failure: Exception | None = None
         self._ended: anyio.Event | None = None
-        self._life = anyio.CancelScope()
+        self._life: anyio.CancelScope | None = None  # from the start on: a handle may be made before there is a loop
         self._group: anyio.abc.TaskGroup | None = None
 
     # -- Life ----------------------------------------------------------------------------------------------
@@ -172,6 +172,7 @@ class Producer:
         if self._owns_session:
             await self.session.start(task_group)
         self._ended = anyio.Event()
+        self._life = anyio.CancelScope()
         self.session._on_idle = self._poke
         task_group.start_soon(self._run)
 
@@ -214,7 +215,8 @@ class Producer:
             self._fail(S2SessionClosedError(reason))
         self._closing = True
         self._refuse_waiting()
-        self._life.cancel()
+        if self._life is not None:
+            self._life.cancel()
 
     # -- Records -------------------------------------------------------------------------------------------
 
@@ -409,13 +411,14 @@ class Producer:
         self._wake.set()
 
     async def _run(self) -> None:
-        session = self.session
+        session, life = self.session, self._life
+        assert life is not None, "made by the start"
         try:
-            with self._life:
+            with life:
                 await self._work()
         finally:
             session._on_idle = None
-            if not self._life.cancel_called and self._failure is None and (self._complete or self._records):
+            if not life.cancel_called and self._failure is None and (self._complete or self._records):
                 self._fail(S2SessionClosedError("the task group of the producer was cancelled"))
             self._closing = True
             self._refuse_waiting()

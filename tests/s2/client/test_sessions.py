@@ -68,6 +68,24 @@ async def test_a_producer_from_the_handle_appends_in_order() -> None:
         assert [(await ticket).seq_num for ticket in tickets] == list(range(20))
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_handles_of_sessions_may_be_made_before_there_is_a_loop(backend: str) -> None:
+    stream = S2("ignored", endpoints="http://127.0.0.1:1").basin(BASIN).stream("s")
+    session, producer, reader = stream.append_session(), stream.producer(), stream.read_session()
+
+    async def end() -> None:
+        await session.aclose()
+        await producer.aclose()
+        await reader.aclose()
+        with pytest.raises(S2SessionClosedError):
+            await session.__aenter__()
+
+    anyio.run(end, backend=backend)
+    assert session.closed
+    assert "failed" in repr(producer)  # it was never entered: whoever submits is told that it was closed
+    assert "closed" in repr(reader)
+
+
 async def test_auto_is_plain_http_behind_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = S2("ignored", endpoints="http://far.example:8080").basin(BASIN).stream("s")
 

@@ -345,6 +345,26 @@ async def test_a_terminal_error_fails_its_batch_and_all_behind_it_and_none_befor
         assert found.value.definite is True
 
 
+async def test_what_is_submitted_after_the_failure_fails_alike_and_certainly_was_not_stored() -> None:
+    world = World(Plan(terminal_at=(0, 422, {"code": "invalid", "message": "bad"})))
+
+    session = AppendSession(world.context())
+    with pytest.raises(S2ServerError, match="bad"):
+        async with session:
+            with pytest.raises(S2ServerError, match="bad"):
+                await (await session.submit(one("a")))
+            for late in (session.submit(one("b")), session.flush(), session.close()):
+                with pytest.raises(S2ServerError, match="bad") as caught:
+                    await late
+                assert caught.value.definite
+            with pytest.raises(S2ServerError, match="bad"):
+                session.submit_nowait(one("c"))
+
+    assert isinstance(session.failure_cause, S2ServerError)
+    assert session.last_acked_position is None
+    assert (world.bodies(), len(world.connections)) == ([], 1)
+
+
 async def test_the_terminal_frame_tells_more_than_the_failed_write() -> None:
     world = World(Plan(terminal_at=(0, 422, {"code": "invalid", "message": "bad"}), last_words_late=True))
 
