@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +24,8 @@ from .append_queue import AppendBatching, AppendQueue, Entry, Route
 from .context import Context, HeaderValue, OnError, ParamValue, TransportOwner, checked_headers, checked_params
 from .driver import Driver
 from .groups import leave
-from .results import AppendResult, CloseResult, CreateResult, DeleteResult, HeadResult, Outcome, ProducerStamp
+from .replies import appended, created, described, framed, pieces, refusal, stamp_headers
+from .results import AppendResult, CloseResult, CreateResult, DeleteResult, HeadResult, ProducerStamp
 from .stream import MAX_PAGE_BYTES, StreamSession, read_options
 
 if TYPE_CHECKING:
@@ -484,7 +485,7 @@ class DurableStream:
         headers: Headers | None,
         params: Params | None,
     ) -> AppendResult:
-        stamp = None if producer is None else _stamp_headers(producer)
+        stamp = None if producer is None else stamp_headers(producer)
         seq = validate.seq(seq)
         headers, params = checked_headers(headers), checked_params(params)
         chosen = await self._accepted(content_type, headers, params, default=wire.JSON if as_json else None)
@@ -535,9 +536,9 @@ class DurableStream:
                 headers=headers,
                 params=params,
                 seq=seq,
-                body=_pieces(source),
+                body=pieces(source),
             )
-        return _appended(reply)
+        return appended(reply)
 
     def writable(
         self, *, close_stream: bool = False, content_type: str | None = None, batching: Batching | None = None
@@ -654,33 +655,14 @@ class DurableStream:
         return own, content_type
 
     def _created(self, reply: Reply, requested: str | None) -> CreateResult:
-        headers = reply.head.headers
-        self._content_type = headers.get(wire.CONTENT_TYPE) or requested or self._content_type
-        created = reply.head.status == 201
-        return CreateResult(
-            reply.head.status,
-            dict(headers),
-            created=None if not created and reply.ambiguous else created,
-            offset=headers.get(wire.NEXT_OFFSET),
-            content_type=self._content_type,
-            stream_closed=wire.is_true(headers.get(wire.CLOSED)),
-        )
+        result = created(reply, requested or self._content_type)
+        self._content_type = result.content_type
+        return result
 
     def _described(self, reply: Reply) -> HeadResult:
-        headers = reply.head.headers
-        self._content_type = headers.get(wire.CONTENT_TYPE) or self._content_type
-        return HeadResult(
-            reply.head.status,
-            dict(headers),
-            exists=True,
-            content_type=headers.get(wire.CONTENT_TYPE),
-            offset=headers.get(wire.NEXT_OFFSET),
-            etag=headers.get("etag"),
-            cache_control=headers.get("cache-control"),
-            stream_closed=wire.is_true(headers.get(wire.CLOSED)),
-            ttl_seconds=wire.parse_integer(headers.get(wire.TTL)),
-            expires_at=headers.get(wire.EXPIRES_AT),
-        )
+        result = described(reply)
+        self._content_type = result.content_type or self._content_type
+        return result
 
     async def _known_content_type(self) -> str:
         """The stream's content type, asked for if need be: the framing of a message depends on it."""
@@ -718,9 +700,9 @@ class DurableStream:
         own = {wire.CONTENT_TYPE: route.content_type}
         if seq is not None:
             own[wire.SEQ] = seq
-        request = Request("POST", Kind.APPEND, headers=own, body=_framed(route.content_type, payloads))
+        request = Request("POST", Kind.APPEND, headers=own, body=framed(route.content_type, payloads))
         reply = await self._call("append", request, headers=route.headers, params=route.params, seq=seq)
-        return _appended(reply)
+        return appended(reply)
 
     async def _append_stamped(
         self, route: Route, data: bytes, seq: str | None, stamp: Mapping[str, str]
@@ -729,16 +711,16 @@ class DurableStream:
         own = {wire.CONTENT_TYPE: route.content_type, **stamp}
         if seq is not None:
             own[wire.SEQ] = seq
-        request = Request("POST", Kind.PRODUCER, headers=own, body=_framed(route.content_type, [data]))
+        request = Request("POST", Kind.PRODUCER, headers=own, body=framed(route.content_type, [data]))
         reply = await self._call(
             "append",
             request,
             headers=route.headers,
             params=route.params,
             seq=seq,
-            accept=lambda reply: _refusal(reply) is not None,
+            accept=lambda reply: refusal(reply) is not None,
         )
-        return _appended(reply, stamped=True)
+        return appended(reply, stamped=True)
 
     async def _call(
         self,
@@ -773,65 +755,3 @@ class DurableStream:
             await driver.close_answer()
         assert reply is not None
         return reply
-
-
-def _framed(content_type: str, payloads: list[bytes]) -> bytes:
-    """A request's body: one JSON array for a JSON stream, since the server takes off one level, else the bytes."""
-    if wire.is_json(content_type):
-        return json_mode.frame(payloads)
-    return payloads[0] if len(payloads) == 1 else b"".join(payloads)
-
-
-def _stamp_headers(stamp: ProducerStamp) -> dict[str, str]:
-    """A raw producer append's own headers."""
-    if not isinstance(stamp, ProducerStamp):
-        raise TypeError(f"producer must be a ProducerStamp, got {type(stamp).__name__}")
-    if not isinstance(stamp.id, str):
-        raise TypeError(f"producer: id must be a str, got {type(stamp.id).__name__}")
-    if not stamp.id or stamp.id != stamp.id.strip():
-        raise InvalidArgumentError(
-            f"producer: id must be a non-empty str without surrounding white space, got {stamp.id!r}"
-        )
-    return {
-        wire.PRODUCER_ID: wire.check_header(wire.PRODUCER_ID, stamp.id)[1],
-        wire.PRODUCER_EPOCH: str(validate.integer("producer: epoch", stamp.epoch)),
-        wire.PRODUCER_SEQ: str(validate.integer("producer: seq", stamp.seq)),
-    }
-
-
-def _refusal(reply: Reply) -> Outcome | None:
-    """What a refused raw producer append means, if the refusal is about the producer's place in its sequence."""
-    headers = reply.head.headers
-    if reply.head.status == 403 and wire.PRODUCER_EPOCH in headers:
-        return "stale-epoch"
-    if reply.head.status == 409 and not wire.is_true(headers.get(wire.CLOSED)):
-        return "gap" if wire.PRODUCER_EXPECTED_SEQ in headers else None
-    return None
-
-
-def _appended(reply: Reply, *, stamped: bool = False) -> AppendResult:
-    headers = reply.head.headers
-    outcome: Outcome = _refusal(reply) or ("duplicate" if stamped and reply.head.status == 204 else "stored")
-    return AppendResult(
-        reply.head.status,
-        dict(headers),
-        next_offset=headers.get(wire.NEXT_OFFSET) or None,
-        stream_closed=wire.is_true(headers.get(wire.CLOSED)),
-        outcome=outcome,
-        epoch=wire.parse_integer(headers.get(wire.PRODUCER_EPOCH)),
-        seq=wire.parse_integer(headers.get(wire.PRODUCER_SEQ)),
-        expected_seq=wire.parse_integer(headers.get(wire.PRODUCER_EXPECTED_SEQ)),
-        received_seq=wire.parse_integer(headers.get(wire.PRODUCER_RECEIVED_SEQ)),
-    )
-
-
-async def _pieces(source: AsyncIterable[bytes | str] | Iterable[bytes | str]) -> AsyncIterator[bytes]:
-    """The source's pieces as bytes; empty ones are left out."""
-    if isinstance(source, AsyncIterable):
-        async for piece in source:
-            if data := validate.body(piece, name="a piece of source"):
-                yield data
-    else:
-        for piece in source:
-            if data := validate.body(piece, name="a piece of source"):
-                yield data
