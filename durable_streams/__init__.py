@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from ._client.stream import stream as stream
     from ._client.stream import StreamSession as StreamSession
     from ._client.response import StreamResponse as StreamResponse
-    from ._client.response import BatchIterator as BatchIterator
-    from ._client.response import ItemIterator as ItemIterator
-    from ._client.response import ReadStatistics as ReadStatistics
     from ._client.batches import Batch as Batch
     from ._client.batches import BytesBatch as BytesBatch
     from ._client.batches import JsonBatch as JsonBatch
+    from ._client.batches import ReadStatistics as ReadStatistics
     from ._client.batches import TextBatch as TextBatch
+    from ._client.iterators import BatchIterator as BatchIterator
+    from ._client.iterators import ItemIterator as ItemIterator
 
     # Writing
     from ._client.handle import DurableStream as DurableStream
@@ -96,8 +96,9 @@ else:
     #: costs next to nothing.
     _NAMES = {
         "._client.stream": "stream StreamSession",
-        "._client.response": "StreamResponse BatchIterator ItemIterator ReadStatistics",
-        "._client.batches": "Batch BytesBatch JsonBatch TextBatch",
+        "._client.response": "StreamResponse",
+        "._client.iterators": "BatchIterator ItemIterator",
+        "._client.batches": "Batch BytesBatch JsonBatch ReadStatistics TextBatch",
         "._client.handle": "DurableStream",
         "._client.results": "AppendResult CloseResult CreateResult DeleteResult HeadResult ProducerStamp Result",
         "._client.producer": "BatchInfo Batching FlushResult IdempotentProducer ProducerStatistics",

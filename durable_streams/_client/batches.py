@@ -1,4 +1,4 @@
-"""Batches as the consumer sees them, and the decoders that make them of undecoded pages."""
+"""Batches as the consumer sees them, how many there were, and the decoders that make them of undecoded pages."""
 
 from __future__ import annotations
 
@@ -78,6 +78,25 @@ class TextBatch(Batch):
     """
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReadStatistics:
+    """What a read session has done so far.
+
+    Attributes:
+        phase: "start", "catch-up", "long-poll", "sse", "done", "cancelled" or "failed".
+        requests: Requests made, those that failed and were repeated included.
+        retries: Failures that were repeated.
+        batches: Batches handed to the consumer, empty ones included.
+        bytes: Their undecoded size.
+    """
+
+    phase: str
+    requests: int
+    retries: int
+    batches: int
+    bytes: int
 
 
 class Decoder(Protocol[B_co]):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 
@@ -30,6 +29,7 @@ from .batches import (
     BytesBatch,
     Decoder,
     JsonBatch,
+    ReadStatistics,
     TextBatch,
     bytes_decoder,
     joined,
@@ -39,6 +39,7 @@ from .batches import (
 )
 from .context import Context, TransportOwner
 from .driver import Driver
+from .iterators import BatchIterator, ItemIterator
 
 T = TypeVar("T")
 B = TypeVar("B", bound=Batch)
@@ -46,75 +47,6 @@ B = TypeVar("B", bound=Batch)
 logger = logging.getLogger("durable_streams.reader")
 
 As = Literal["auto", "bytes", "json", "text"]
-
-
-@dataclass(frozen=True, slots=True)
-class ReadStatistics:
-    """What a read session has done so far.
-
-    Attributes:
-        phase: "start", "catch-up", "long-poll", "sse", "done", "cancelled" or "failed".
-        requests: Requests made, those that failed and were repeated included.
-        retries: Failures that were repeated.
-        batches: Batches handed to the consumer, empty ones included.
-        bytes: Their undecoded size.
-    """
-
-    phase: str
-    requests: int
-    retries: int
-    batches: int
-    bytes: int
-
-
-class BatchIterator(AsyncIterator[B]):
-    """Iterates over batches; made by `StreamResponse.iter_batches`.
-
-    Cancelling a pending `__anext__` (a timeout around it, say) loses nothing: the iterator stays usable.
-    """
-
-    def __init__(self, response: StreamResponse, decode: Decoder[B]) -> None:
-        self._response = response
-        self._decode = decode
-
-    def __aiter__(self) -> BatchIterator[B]:
-        return self
-
-    async def __anext__(self) -> B:
-        batch = await self._response._next(self._decode)
-        if batch is None:
-            raise StopAsyncIteration
-        return batch
-
-    async def aclose(self) -> None:
-        """End the session, as `StreamResponse.aclose`."""
-        await self._response.aclose()
-
-
-class ItemIterator(AsyncIterator[T]):
-    """Iterates over the items of batches; made by `iter_json`, `iter_bytes` and `iter_text`.
-
-    `StreamResponse.checkpoint` moves past a batch when the item after its last one is asked for. Cancelling a pending
-    `__anext__` loses nothing.
-    """
-
-    def __init__(self, batches: BatchIterator[B], items: Callable[[B], Iterable[T]]) -> None:
-        self._batches: BatchIterator[Any] = batches
-        self._items: Iterator[T] = iter(())
-        self._unpack: Callable[[Any], Iterable[T]] = items
-
-    def __aiter__(self) -> ItemIterator[T]:
-        return self
-
-    async def __anext__(self) -> T:
-        while True:
-            for item in self._items:
-                return item
-            self._items = iter(self._unpack(await self._batches.__anext__()))
-
-    async def aclose(self) -> None:
-        """End the session, as `StreamResponse.aclose`."""
-        await self._batches.aclose()
 
 
 class StreamResponse:
@@ -366,7 +298,7 @@ class StreamResponse:
         self._require_json("iter_json")
         self._claim("iter_json")
         decode: Decoder[JsonBatch[Any]] = json_decoder(self.url, loads, type)
-        return ItemIterator(BatchIterator(self, decode), lambda batch: batch.items)
+        return ItemIterator(BatchIterator(self._next, self.aclose, decode), lambda batch: batch.items)
 
     def iter_bytes(self) -> ItemIterator[bytes]:
         """Data in pieces as they come, none of them empty; in JSON mode each is one JSON array.
@@ -376,7 +308,7 @@ class StreamResponse:
         """
         self._claim("iter_bytes")
         decode = pieces_decoder(json=self._session.json)
-        return ItemIterator(BatchIterator(self, decode), lambda batch: batch.pieces)
+        return ItemIterator(BatchIterator(self._next, self.aclose, decode), lambda batch: batch.pieces)
 
     def iter_text(self, *, errors: Literal["strict", "replace"] = "strict") -> ItemIterator[str]:
         """Text in pieces as it comes, none of them empty; a character cut by a batch's end waits for its rest.
@@ -390,7 +322,8 @@ class StreamResponse:
         _checked_errors(errors)
         self._claim("iter_text")
         return ItemIterator(
-            BatchIterator(self, self._text_decoder(errors)), lambda batch: [batch.text] if batch.text else []
+            BatchIterator(self._next, self.aclose, self._text_decoder(errors)),
+            lambda batch: [batch.text] if batch.text else [],
         )
 
     @overload
@@ -445,7 +378,7 @@ class StreamResponse:
             decode = self._text_decoder(errors)
         else:
             decode = bytes_decoder(json=self._session.json)
-        return BatchIterator(self, decode)
+        return BatchIterator(self._next, self.aclose, decode)
 
     def __aiter__(self) -> ItemIterator[Any]:
         return self.iter_json()
