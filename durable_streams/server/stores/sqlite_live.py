@@ -4,7 +4,8 @@ The writer publishes each commit here, after it is durable, in the order of the 
 the newest state of some streams: those that were used lately, and all that are watched. A stream that is not here is
 read from the database (`load`), and a commit may be published while that goes on. Then the copy is there already and
 wins, being newer: no stream is pushed out of memory while it is loaded. Only for a removed stream there is no copy to
-win, and `removals` tells that there were removals.
+win. So `_Loading` tells that there was a removal: one that was published, or one that somebody else has found in the
+database already, and may have spoken of.
 
 The newest blocks of all streams stay in memory, up to a number of bytes altogether, and the oldest go first: always
 all that one commit added to a stream. So those of one stream reach back from its tail without a gap, to the beginning
@@ -13,7 +14,7 @@ of an append. Readers who wait for news find it here, and the disk is left alone
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from itertools import islice
 
@@ -139,6 +140,16 @@ class Live:
         return RecentPage(blocks, offset, end, tail, closed)
 
 
+class _Loading:
+    """The loads of one path that are under way."""
+
+    __slots__ = ("count", "removals")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.removals = 0  # since the first of them began, as far as anybody knows
+
+
 class LiveStreams:
     """The streams that are in memory.
 
@@ -155,8 +166,7 @@ class LiveStreams:
         self._streams: OrderedDict[str, Live] = OrderedDict()  # by path, the one used last at the end
         self._recent: deque[tuple[Live, int, int]] = deque()  # stream, number of blocks, bytes; oldest first
         self._recent_size = 0
-        self._removals = 0
-        self._loading: Counter[str] = Counter()  # by path, how many are loading it
+        self._loading: dict[str, _Loading] = {}  # by path
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -171,18 +181,20 @@ class LiveStreams:
             stream = self._used(path)
             if stream is not None:
                 return stream
-            removals = self._removals
-            self._loading[path] += 1
+            loading = self._loading.setdefault(path, _Loading())
+            removals = loading.removals
+            loading.count += 1
             try:
                 record = await self._readers.run(load, path)
             finally:
-                self._loading[path] -= 1
-                if not self._loading[path]:
+                loading.count -= 1
+                if not loading.count:
                     del self._loading[path]
             if path not in self._streams:
                 if record is None:
+                    loading.removals += 1
                     return None
-                if removals == self._removals:
+                if removals == loading.removals:
                     return self._add(Change.of(record))
             # Else something was published meanwhile, which is newer than what was loaded.
 
@@ -195,7 +207,10 @@ class LiveStreams:
         stream = self._used(ref.path)
         if stream is None:
             record: Record | None = self._readers.run_here(load, ref.path)
-            stream = None if record is None else self._add(Change.of(record))
+            if record is None:
+                self._note_removal(ref.path)
+            else:
+                stream = self._add(Change.of(record))
         return stream if stream is not None and stream.ref == ref else None
 
     def known(self, ref: StreamRef) -> Live | None:
@@ -207,7 +222,7 @@ class LiveStreams:
         """A commit is durable."""
         stream = self._used(change.ref.path)
         if change.removed:
-            self._removals += 1
+            self._note_removal(change.ref.path)
             if stream is not None and stream.id == change.id:
                 del self._streams[change.ref.path]
                 stream.leave()
@@ -234,6 +249,11 @@ class LiveStreams:
         self._recent.clear()
         for stream in streams.values():
             stream.leave()
+
+    def _note_removal(self, path: str) -> None:
+        loading = self._loading.get(path)
+        if loading is not None:
+            loading.removals += 1
 
     def _used(self, path: str) -> Live | None:
         stream = self._streams.get(path)
