@@ -22,9 +22,11 @@ Arguments that can never work raise `InvalidArgumentError` or `TypeError` before
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypedDict, TypeGuard, Unpack, cast
 
+from .._core.backoff import MAX_RETRY_AFTER, parse_retry_after
 from ..errors import DurableStreamError, Facts, NetworkError, Phase, RequestTimeoutError
 
 if TYPE_CHECKING:
@@ -44,8 +46,6 @@ __all__ = [
     "error_from_reply",
 ]
 
-#: Longest delay that a server can ask for, in seconds.
-MAX_RETRY_AFTER: float = 3600.0
 #: Statuses after which the same request may succeed, if no known code says otherwise (S2 5.2).
 RETRYABLE_STATUSES: frozenset[int] = frozenset({408, 429, 500, 502, 503, 504})
 #: Code of a server that is about to stop: everything that it did not acknowledge was never registered (S2 4.6).
@@ -245,7 +245,7 @@ def error_from_reply(status: int, headers: Mapping[str, str], body: bytes) -> S2
         headers: The answer's headers, names in lower case; {} for a terminal frame.
         body: The body, decoded from its content coding.
     """
-    facts = S2Facts(status=status, headers=dict(headers), retry_after=parse_retry_after(headers))
+    facts = S2Facts(status=status, headers=dict(headers), retry_after=_retry_after(headers))
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
@@ -304,13 +304,12 @@ def status_of_code(code: object) -> int:
     return _CODES[code][0] if isinstance(code, str) and code in _CODES else 500
 
 
-def parse_retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait by `retry-after-ms` (milliseconds) or `retry-after` (whole seconds), at most an hour."""
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        value = headers.get(name, "").strip()
-        if value.isascii() and value.isdigit():
-            return min(float(value[:15]) / unit, MAX_RETRY_AFTER)
-    return None
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait by `retry-after-ms` (milliseconds) or `retry-after` (seconds, or a date), at most an hour."""
+    value = headers.get("retry-after-ms", "").strip()
+    if value.isascii() and value.isdigit():
+        return min(float(value[:15]) / 1000.0, MAX_RETRY_AFTER)
+    return parse_retry_after(headers.get("retry-after"), time.time())
 
 
 def connection_error(error: NetworkError, *, definite: bool | None = None) -> S2ConnectionError:

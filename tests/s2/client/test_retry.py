@@ -155,7 +155,9 @@ def test_the_server_sets_a_least_delay() -> None:
         ({"retry_after_ms": "soon", "retry_after": "2"}, 2.0),
         ({"retry_after_ms": "-5"}, None),
         ({"retry_after_ms": "9" * 40}, 3600.0),
-        ({"retry_after": "Wed, 21 Oct 2026 07:28:00 GMT"}, None),
+        ({"retry_after": "Fri, 31 Dec 9999 23:59:59 GMT"}, 3600.0),
+        ({"retry_after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
+        ({"retry_after": "tomorrow"}, None),
     ],
 )
 def test_the_least_delay_stands_in_a_header(headers: dict[str, str], seconds: float | None) -> None:

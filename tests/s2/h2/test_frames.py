@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from durable_streams.s2._h2 import frames as h2
@@ -89,6 +89,7 @@ some_frames = st.one_of(
 )
 
 
+@settings(deadline=None)  # a loaded machine is no failure
 @given(st.lists(some_frames, max_size=6), st.integers(1, 40), st.integers(1, 50), st.booleans())
 def test_frames_come_back_however_they_were_cut(frames: list[Frame], frame_size: int, step: int, preface: bool) -> None:
     wire = (h2.PREFACE if preface else b"") + b"".join(encode(frame, frame_size) for frame in frames)
@@ -102,6 +103,7 @@ def test_frames_come_back_however_they_were_cut(frames: list[Frame], frame_size:
     assert reader.between_frames or (preface and not wire)
 
 
+@settings(deadline=None)  # a loaded machine is no failure
 @given(st.binary(max_size=300), st.integers(1, 300))
 def test_any_bytes_make_frames_or_one_kind_of_error(data: bytes, step: int) -> None:
     reader = FrameReader(max_frame_size=200)
@@ -151,6 +153,7 @@ def test_a_long_data_frame_is_handed_on_as_it_comes_and_counts_once() -> None:
     assert reader.between_frames
 
 
+@settings(deadline=None)  # a loaded machine is no failure
 @given(st.lists(st.binary(max_size=40), max_size=8), st.integers(1, 60), st.lists(st.integers(1, 70), max_size=12))
 def test_pieces_are_framed_as_if_they_were_one(pieces: list[bytes], frame_size: int, sizes: list[int]) -> None:
     """However much is sent at a time, the frames are those of the bytes in one, and nothing is sent twice."""

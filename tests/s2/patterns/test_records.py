@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from durable_streams.errors import InvalidArgumentError
@@ -84,6 +84,7 @@ def test_a_full_chunk_with_all_headers_is_exactly_a_full_record() -> None:
     AppendInput(records[:1])  # fits
 
 
+@settings(deadline=None)  # a loaded machine is no failure
 @given(st.binary(max_size=200), st.integers(1, 50))
 def test_chunks_make_up_the_message_and_only_the_last_is_short(data: bytes, size: int) -> None:
     chunks = chunk_bytes(data, size)
@@ -104,6 +105,7 @@ def test_a_chunk_has_at_least_a_byte(size: int) -> None:
         chunk_bytes(b"x", size)
 
 
+@settings(deadline=None)  # a loaded machine is no failure
 @given(st.integers(0, 2**64 - 1))
 def test_numbers_have_eight_bytes(value: int) -> None:
     assert decode_u64(encode_u64(value)) == value
@@ -362,6 +364,7 @@ def test_a_command_in_the_middle_counts_as_one_of_the_message() -> None:
     assert pushed([records[0], AppendRecord.fence("t"), records[1]]) == []
 
 
+@settings(deadline=None)  # a loaded machine is no failure
 @given(
     st.lists(st.binary(min_size=1, max_size=30), min_size=1, max_size=6),
     st.integers(1, 12),

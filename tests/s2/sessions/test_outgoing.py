@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from durable_streams.errors import InvalidArgumentError
@@ -11,6 +11,7 @@ from durable_streams.s2 import AppendInput, AppendRecord
 from durable_streams.s2._outgoing import outgoing
 
 
+@settings(deadline=None)  # a loaded machine is no failure
 @given(
     st.lists(st.binary(max_size=300), min_size=1, max_size=20),
     st.none() | st.integers(0, 2**64 - 1),
