@@ -1,6 +1,7 @@
 """Both event loops for every async test, and the strictest settings of each."""
 
 import gc
+import signal
 from collections.abc import Iterator
 
 import hypothesis  # noqa: F401  # its first import looks at trio's referrers, which the freeze below would hide
@@ -41,6 +42,12 @@ def _nothing_is_left_behind() -> Iterator[None]:
     yield
     gc.collect(0)
     gc.enable()
+
+
+def pytest_configure() -> None:
+    """Listen to Ctrl-C also where a shell has started the tests in the background: programs that they start inherit it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:

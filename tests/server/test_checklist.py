@@ -267,12 +267,14 @@ async def test_a_thousand_idle_readers_cost_little_write_nothing_and_wake_togeth
             for _ in range(100):  # what is made once for all is there before the measurement
                 group.start_soon(follow)
             await connected.reach(100)
+            await anyio.wait_all_tasks_blocked()
             gc.collect()
             tracemalloc.start()
             try:
                 for _ in range(100):
                     group.start_soon(follow)
                 await connected.reach(200)
+                await anyio.wait_all_tasks_blocked()  # they are idle, and not just about to be
                 gc.collect()
                 each = tracemalloc.get_traced_memory()[0] / 100
             finally:
