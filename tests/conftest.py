@@ -45,7 +45,7 @@ def _nothing_is_left_behind() -> Iterator[None]:
 
 
 def pytest_configure() -> None:
-    """Listen to Ctrl-C also where a shell has started the tests in the background: programs that they start inherit it."""
+    """Listen to Ctrl-C even if the shell has started the tests in the background: programs inherit who does not."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
